@@ -1,0 +1,1 @@
+"""Spatial domains in spatial transcriptomics: AMIL-ST on plain PyTorch."""

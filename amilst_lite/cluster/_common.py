@@ -1,0 +1,156 @@
+"""What k-means and the mixture share: checks at the door, blocks of rows, a common working scale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils.validation import check_array
+
+from ..errors import InputError, NotFittedError
+
+try:  # scikit-learn >= 1.6
+    from sklearn.utils.validation import validate_data
+except ImportError:  # pragma: no cover - the same check, where older versions keep it
+
+    def validate_data(estimator: Any, X: Any, **options: Any) -> Any:
+        """Check ``X`` and the names and number of its columns."""
+        return estimator._validate_data(X, **options)
+
+
+BLOCK_ELEMENTS = 1 << 18
+"""Entries of the largest temporary in a blocked product: 1 MiB of float32, which stays in a CPU's cache."""
+
+
+def check_matrix(estimator: Any, X: Any, *, reset: bool) -> torch.Tensor:
+    """Check a matrix of observations and return it as a tensor, shared where that is possible.
+
+    Parameters
+    ----------
+    estimator : object
+        Learns ``n_features_in_`` (and ``feature_names_in_``) when ``reset``, else is compared with them.
+    X : array-like or torch.Tensor of shape (n_samples, n_features)
+        Finite real numbers.
+    reset : bool
+        True in ``fit``.
+
+    Returns
+    -------
+    torch.Tensor of shape (n_samples, n_features), float32 or float64
+        On the CPU for arrays, on its own device for a tensor.
+
+    Raises
+    ------
+    InputError
+        NaN, infinity, no rows or columns, not two-dimensional, or another number of columns than in ``fit``.
+    """
+    if isinstance(X, torch.Tensor):
+        return _check_tensor(estimator, X.detach(), reset=reset)
+    try:
+        array = validate_data(
+            estimator, X, reset=reset, dtype=[np.float32, np.float64], order="C", accept_sparse=False
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    # torch cannot mark a tensor read-only: a read-only map of a file is copied instead of shared
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _check_tensor(estimator: Any, X: torch.Tensor, *, reset: bool) -> torch.Tensor:
+    if X.dtype not in (torch.float32, torch.float64):
+        X = X.to(torch.float32)
+    if X.ndim != 2 or 0 in X.shape:
+        raise InputError(f"Expected a 2D tensor with at least one row and one column; found {tuple(X.shape)}.")
+    if not bool(torch.isfinite(X).all()):
+        raise InputError("Input contains NaN or infinity. Remove or fill these entries first.")
+    if reset:
+        estimator.n_features_in_ = X.shape[1]
+        if hasattr(estimator, "feature_names_in_"):
+            del estimator.feature_names_in_
+    elif X.shape[1] != estimator.n_features_in_:
+        raise InputError(
+            f"X has {X.shape[1]} features, but {type(estimator).__name__} is expecting "
+            f"{estimator.n_features_in_} features as input."
+        )
+    return X.contiguous()
+
+
+def check_vector(values: Any, n: int, name: str) -> np.ndarray:
+    """Check one value per observation; raise `InputError` otherwise."""
+    values = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
+    vector = check_array(values, ensure_2d=False, dtype=None, ensure_min_samples=0)
+    if vector.shape != (n,):
+        raise InputError(f"{name} must hold one value for each of the {n} rows; found shape {vector.shape}.")
+    return vector
+
+
+def check_number(name: str, value: Any, low: float, *, integer: bool = False, strict: bool = False) -> None:
+    """Check that a parameter is a number at or (``strict``) above ``low``; raise `InputError` otherwise."""
+    kind = Integral if integer else Real
+    fits = isinstance(value, kind) and not isinstance(value, bool) and (value > low if strict else value >= low)
+    if not fits:
+        what = "an integer" if integer else "a number"
+        raise InputError(f"{name} must be {what} {'>' if strict else '>='} {low:g}; found {value!r}.")
+
+
+def check_fitted(estimator: Any, attribute: str) -> None:
+    """Raise `NotFittedError` unless ``fit`` has left ``attribute``."""
+    if not hasattr(estimator, attribute):
+        name = type(estimator).__name__
+        raise NotFittedError(f"This {name} instance is not fitted yet. Call 'fit' first.")
+
+
+def base_seed(random_state: int | None) -> int:
+    """The seed of a fit: ``random_state``, or fresh entropy of the operating system for None."""
+    if random_state is None:
+        return int(np.random.SeedSequence().generate_state(1)[0])
+    if not isinstance(random_state, Integral) or isinstance(random_state, bool) or random_state < 0:
+        raise InputError(f"random_state must be None or an integer >= 0; found {random_state!r}.")
+    return int(random_state)
+
+
+def wide_float(device: torch.device) -> torch.dtype:
+    """The widest float of ``device``: float64, but float32 on Apple's mps, which has no other."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def row_blocks(n_rows: int, width: int) -> Iterator[slice]:
+    """Slices over ``n_rows`` so that a block of ``width`` columns holds about `BLOCK_ELEMENTS` entries."""
+    step = max(256, BLOCK_ELEMENTS // max(width, 1))
+    for start in range(0, n_rows, step):
+        yield slice(start, min(start + step, n_rows))
+
+
+def column_moments(X: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance (ddof 0) of the columns of (n, d) ``X``, two passes in the widest float; each (d,)."""
+    wide = wide_float(X.device)
+    mean = torch.zeros(X.shape[1], dtype=wide, device=X.device)
+    for rows in row_blocks(X.shape[0], X.shape[1]):
+        mean += X[rows].to(wide).sum(0)
+    mean /= X.shape[0]
+    variance = torch.zeros_like(mean)
+    for rows in row_blocks(X.shape[0], X.shape[1]):
+        variance += (X[rows].to(wide) - mean).square().sum(0)
+    return mean, variance / X.shape[0]
+
+
+def affine(
+    X: torch.Tensor, shift: torch.Tensor, matrix: torch.Tensor, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    """``(X − shift) @ matrix`` on ``device``, computed in the widest float block by block.
+
+    ``matrix`` is (d, d'), or (d,) for a scaling of the columns. The shift is taken off before anything is
+    rounded to float32, so that data far from the origin keep their digits.
+    """
+    n = X.shape[0]
+    width = matrix.shape[-1]
+    out = torch.empty((n, width), dtype=dtype, device=device)
+    wide = wide_float(X.device)
+    shift, matrix = shift.to(X.device, wide), matrix.to(X.device, wide)
+    for rows in row_blocks(n, max(X.shape[1], width)):
+        centred = X[rows].to(wide) - shift
+        out[rows] = (centred @ matrix if matrix.ndim == 2 else centred * matrix).to(device, dtype)
+    return out

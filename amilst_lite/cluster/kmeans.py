@@ -1,0 +1,284 @@
+"""K-means in torch: greedy k-means++, every restart in one batch of tensors, exactly K clusters.
+
+Sources: Arthur and Vassilvitskii 2007 (k-means++, and its greedy form); Lloyd 1982; Lattanzi and
+Sohler 2019 (swaps of one centre, which leave a bad local optimum).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
+
+from ..errors import InputError
+from ..runtime import make_generator, resolve_device
+from ._common import (
+    affine,
+    base_seed,
+    check_fitted,
+    check_matrix,
+    check_number,
+    column_moments,
+    row_blocks,
+    wide_float,
+)
+
+__all__ = ["KMeans"]
+
+
+def plus_plus(X: torch.Tensor, n_clusters: int, n_init: int, generator: torch.Generator) -> torch.Tensor:
+    """Greedy k-means++ for ``n_init`` restarts at once.
+
+    Each new centre is the best of ``2 + log K`` candidates drawn in proportion to the squared distance
+    to the nearest centre so far (Arthur and Vassilvitskii 2007, section 5).
+
+    Parameters
+    ----------
+    X : torch.Tensor of shape (n, d)
+    n_clusters, n_init : int
+    generator : torch.Generator
+        On the CPU, so that every device draws the same numbers.
+
+    Returns
+    -------
+    torch.Tensor of shape (n_init, n_clusters, d)
+    """
+    n, d = X.shape
+    n_trials = 2 + int(np.log(n_clusters))
+    # all the random numbers first: the draws do not depend on the device
+    draws = torch.rand(n_init, n_clusters, n_trials, generator=generator).to(X.device)
+    squares = X.square().sum(1)  # (n,)
+    centres = X.new_empty(n_init, n_clusters, d)
+    first = (draws[:, 0, 0] * n).long().clamp_(max=n - 1)
+    centres[:, 0] = X[first]
+    nearest = _squared_distances(X, squares, centres[:, 0])  # (R, n)
+    for k in range(1, n_clusters):
+        cumulative = nearest.to(wide_float(X.device)).cumsum(1)
+        targets = draws[:, k] * cumulative[:, -1:]
+        candidates = torch.searchsorted(cumulative, targets).clamp_(max=n - 1)  # (R, L)
+        distances = _squared_distances(X, squares, X[candidates].flatten(0, 1))
+        distances = torch.minimum(distances.view(n_init, n_trials, n), nearest[:, None])  # (R, L, n)
+        best = distances.sum(2).argmin(1)  # (R,)
+        restart = torch.arange(n_init, device=X.device)
+        nearest = distances[restart, best]
+        centres[:, k] = X[candidates[restart, best]]
+    return centres
+
+
+def _squared_distances(X: torch.Tensor, squares: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
+    """Squared Euclidean distances of (m, d) ``centres`` to (n, d) ``X``: (m, n), never negative."""
+    cross = torch.addmm(squares[None, :], centres, X.T, alpha=-2)
+    return cross.add_(centres.square().sum(1)[:, None]).clamp_(min=0)
+
+
+def assign(X: torch.Tensor, centres: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One pass of Lloyd's algorithm over the rows, for every restart.
+
+    Parameters
+    ----------
+    X : torch.Tensor of shape (n, d)
+    centres : torch.Tensor of shape (R, K, d)
+
+    Returns
+    -------
+    labels : torch.Tensor of shape (R, n), int16 or int32
+        The nearest centre; the first of equals.
+    distances : torch.Tensor of shape (R, n)
+        Squared distance to it, less the squared norm of the row.
+    counts : torch.Tensor of shape (R, K)
+    sums : torch.Tensor of shape (R, K, d)
+        Number and sum of the rows of each cluster, in the widest float.
+    """
+    n, d = X.shape
+    n_restarts, n_clusters, _ = centres.shape
+    wide = wide_float(X.device)
+    flat = centres.reshape(-1, d)
+    offsets = flat.square().sum(1)[:, None]
+    labels = torch.empty(n_restarts, n, dtype=torch.int32, device=X.device)
+    distances = X.new_empty(n_restarts, n)
+    counts = torch.zeros(n_restarts * n_clusters, dtype=wide, device=X.device)
+    sums = torch.zeros(n_restarts * n_clusters, d, dtype=wide, device=X.device)
+    index = torch.arange(n_clusters, device=X.device)[:, None]
+    # the clusters run along the rows and the spots along the columns: minima over clusters
+    # then vectorise, which they do not over a short last dimension
+    for rows in row_blocks(n, flat.shape[0]):
+        block = X[rows]
+        scores = torch.addmm(offsets, flat, block.T, alpha=-2).view(n_restarts, n_clusters, -1)
+        distances[:, rows], nearest = scores.min(1)
+        labels[:, rows] = nearest
+        one_hot = (nearest[:, None] == index).to(X.dtype).flatten(0, 1)  # (R K, b)
+        counts += one_hot.sum(1)
+        sums += one_hot @ block
+    return labels, distances, counts.view(n_restarts, n_clusters), sums.view(n_restarts, n_clusters, d)
+
+
+def lloyd(X: torch.Tensor, centres: torch.Tensor, max_iter: int, tol: float) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Lloyd's algorithm for every restart, each stopped when its centres no longer move.
+
+    Parameters
+    ----------
+    X : torch.Tensor of shape (n, d)
+    centres : torch.Tensor of shape (R, K, d)
+    max_iter : int
+    tol : float
+        A restart ends when the squared shifts of its centres sum to no more than this.
+
+    Returns
+    -------
+    centres : torch.Tensor of shape (R, K, d)
+    inertia : torch.Tensor of shape (R,)
+        Sum of squared distances to the centres before their last step.
+    n_iter : int
+        Passes over the rows.
+    """
+    total = X.square().sum(dtype=wide_float(X.device))
+    centres = centres.clone()
+    inertia = torch.full((centres.shape[0],), torch.inf, dtype=total.dtype, device=X.device)
+    active = torch.arange(centres.shape[0], device=X.device)
+    n_iter = 0
+    for n_iter in range(1, max_iter + 1):  # noqa: B007
+        _, distances, counts, sums = assign(X, centres[active])
+        moved = (sums / counts.clamp(min=1)[..., None]).to(X.dtype)
+        moved = _fill_empty(X, moved, counts, distances)
+        shift = (moved - centres[active]).square().sum((1, 2))
+        inertia[active] = total + distances.sum(1, dtype=total.dtype)
+        centres[active] = moved
+        active = active[shift > tol]
+        if len(active) == 0:
+            break
+    return centres, inertia, n_iter
+
+
+def _fill_empty(
+    X: torch.Tensor, centres: torch.Tensor, counts: torch.Tensor, distances: torch.Tensor
+) -> torch.Tensor:
+    """Move the centre of each empty cluster onto the rows farthest from their own centres."""
+    for restart in torch.nonzero((counts == 0).any(1)).flatten().tolist():
+        empty = torch.nonzero(counts[restart] == 0).flatten()
+        far = distances[restart] + X.square().sum(1)
+        centres[restart, empty] = X[torch.topk(far, len(empty)).indices]
+    return centres
+
+
+class KMeans(TransformerMixin, ClusterMixin, BaseEstimator):
+    """K-means clustering with scikit-learn's manners.
+
+    Parameters
+    ----------
+    n_clusters : int
+    n_init : int
+        Restarts; the lowest inertia is kept.
+    max_iter : int
+        Passes over the data for each restart.
+    tol : float
+        A restart ends when the squared shifts of its centres sum to at most ``tol`` times the mean
+        variance of the columns.
+    random_state : int or None
+        Seed; None draws a fresh one from the operating system. No global generator is read or moved.
+    device : str or torch.device
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
+    batch_size : int or None
+        Rows of the random subsample on which the restarts compete when there are more rows than that;
+        the winner then runs over all rows. None means 20,000 rows or 100 for each cluster, whichever is more.
+
+    Attributes
+    ----------
+    cluster_centers_ : ndarray of shape (n_clusters, n_features)
+    labels_ : ndarray of shape (n_samples,), int64
+    inertia_ : float
+        Sum of squared distances of the rows to their centres.
+    n_iter_ : int
+    n_features_in_ : int
+    """
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        n_init: int = 10,
+        max_iter: int = 300,
+        tol: float = 1e-4,
+        random_state: int | None = 0,
+        device: str | torch.device = "cpu",
+        batch_size: int | None = None,
+    ):
+        self.n_clusters = n_clusters
+        self.n_init = n_init
+        self.max_iter = max_iter
+        self.tol = tol
+        self.random_state = random_state
+        self.device = device
+        self.batch_size = batch_size
+
+    def fit(self, X: Any, y: Any = None) -> KMeans:
+        """Find the centres of ``X`` (n_samples, n_features)."""
+        self._check_parameters()
+        matrix = check_matrix(self, X, reset=True)
+        n, d = matrix.shape
+        if n < self.n_clusters:
+            raise InputError(f"n_samples={n} should be >= n_clusters={self.n_clusters}.")
+        device = resolve_device(self.device)
+        generator = make_generator(base_seed(self.random_state))
+        mean, variance = column_moments(matrix)
+        scale = float(variance.mean().sqrt()) or 1.0
+        work = affine(matrix, mean, torch.full((d,), 1 / scale), device, torch.float32)
+        tol = float(self.tol) * float(variance.mean()) / scale**2
+
+        search = self.batch_size or max(20_000, 100 * self.n_clusters)
+        if n > search:
+            chosen = torch.randperm(n, generator=generator)[:search].sort().values.to(device)
+            sample = work[chosen]
+        else:
+            sample = work
+        centres = plus_plus(sample, self.n_clusters, self.n_init, generator)
+        centres, inertia, n_iter = lloyd(sample, centres, self.max_iter, tol)
+        centres = centres[inertia.argmin()][None]
+        if n > search:
+            centres, _, n_iter = lloyd(work, centres, self.max_iter, tol)
+        wide = wide_float(torch.device("cpu"))
+        self.cluster_centers_ = (centres[0].cpu().to(wide) * scale + mean.cpu().to(wide)).numpy()
+        self.n_iter_ = n_iter
+        self.labels_, distances = self._nearest(matrix)
+        self.inertia_ = float(distances.sum(dtype=np.float64))
+        return self
+
+    def _check_parameters(self) -> None:
+        check_number("n_clusters", self.n_clusters, 1, integer=True)
+        check_number("n_init", self.n_init, 1, integer=True)
+        check_number("max_iter", self.max_iter, 1, integer=True)
+        check_number("tol", self.tol, 0)
+        if self.batch_size is not None:
+            check_number("batch_size", self.batch_size, self.n_clusters, integer=True)
+
+    def _distances(self, matrix: torch.Tensor) -> torch.Tensor:
+        """Squared distances (n_clusters, n_samples) in the widest float, on the CPU."""
+        wide = wide_float(matrix.device)
+        centres = torch.from_numpy(self.cluster_centers_)
+        shift = centres.mean(0)
+        centres = (centres - shift).to(matrix.device, wide)
+        out = torch.empty(len(centres), matrix.shape[0], dtype=wide)
+        for rows in row_blocks(matrix.shape[0], matrix.shape[1]):
+            block = matrix[rows].to(wide) - shift.to(matrix.device, wide)
+            out[:, rows] = _squared_distances(block, block.square().sum(1), centres).cpu()
+        return out
+
+    def _nearest(self, matrix: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        distances, labels = self._distances(matrix).min(0)
+        return labels.numpy(), distances.numpy()
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Index of the nearest centre for each row of ``X``; (n_samples,), int64."""
+        check_fitted(self, "cluster_centers_")
+        return self._nearest(check_matrix(self, X, reset=False))[0]
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Distances of the rows of ``X`` to the centres; (n_samples, n_clusters)."""
+        check_fitted(self, "cluster_centers_")
+        return self._distances(check_matrix(self, X, reset=False)).sqrt().T.contiguous().numpy()
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Minus the sum of squared distances of the rows of ``X`` to their nearest centres."""
+        check_fitted(self, "cluster_centers_")
+        return -float(self._nearest(check_matrix(self, X, reset=False))[1].sum())

@@ -1,0 +1,486 @@
+"""The spatial neighbour graph: who lies next to whom in the tissue.
+
+``SpatialGraph.from_coordinates`` turns coordinates into an undirected graph A without loops, within
+each sample alone, and hands it out in two numberings:
+
+* **internal** (``edges``, ``distances``, ``adjacency()``): nodes sorted along a Hilbert curve, so that
+  spots close in the tissue are close in memory. Everything that trains uses this one: put features into
+  it with ``X[graph.order]`` and results back with ``result[graph.rank]``.
+* **the caller's** (``connectivities()``, ``distance_matrix()``): for AnnData and for anyone else.
+
+Time O(N log N), memory O(N) for a given number of neighbours; nothing is ever N × N.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
+
+from .errors import AmilstWarning, InputError
+
+__all__ = ["SpatialGraph"]
+
+# A radius that gives more neighbours than this, on average, was meant in another unit.
+_MOST_NEIGHBORS = 1000
+# With more than three dimensions an exact search pays only up to this many points.
+_EXACT_SEARCH_BELOW = 4096
+# Small pieces of a section are worth a warning when they hold this share of its spots together.
+_DETACHED_SHARE = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class SpatialGraph:
+    """An undirected neighbour graph of spots (or cells), without loops.
+
+    Made by :meth:`from_coordinates`. Edges are in the internal numbering: internal node i is the
+    caller's spot ``order[i]``.
+
+    Attributes
+    ----------
+    order : ndarray
+        (N,) int64, a permutation: the caller's index of each internal node. Samples are contiguous.
+    edges : Tensor
+        (2, E) int64 on the CPU, internal numbering, each edge in both directions, no loops, no
+        repeats, sorted by row, then column.
+    distances : Tensor
+        (E,) float32, length of each edge in the unit of the coordinates.
+    """
+
+    order: np.ndarray = field(repr=False)
+    edges: torch.Tensor = field(repr=False)
+    distances: torch.Tensor = field(repr=False)
+
+    @classmethod
+    def from_coordinates(
+        cls,
+        coordinates: Any,
+        *,
+        n_neighbors: int = 12,
+        radius: float | None = None,
+        sample: Sequence[Any] | None = None,
+        symmetrization: Literal["union", "mutual"] = "union",
+        seed: int = 0,
+    ) -> SpatialGraph:
+        """Join each spot to its nearest neighbours, or to all within a radius, in its own sample.
+
+        Parameters
+        ----------
+        coordinates : array-like
+            (N, 2) or (N, 3), finite, any one unit. More columns are taken as a feature space.
+        n_neighbors : int
+            How many nearest others each spot is joined to. Not used when ``radius`` is given.
+        radius : float, optional
+            Join every pair at most this far apart, in the unit of the coordinates.
+        sample : array-like, optional
+            (N,), the sample (section) of each spot. No edge joins two samples.
+        symmetrization : {"union", "mutual"}
+            Of the pairs found by nearest neighbours keep those found from either side, or those
+            found from both.
+        seed : int
+            For the approximate search in more than three dimensions; nothing else is random.
+
+        Returns
+        -------
+        SpatialGraph
+
+        Raises
+        ------
+        InputError
+            Wrong shape; NaN or infinite coordinates; a sample with fewer than ``n_neighbors + 1``
+            spots, or with all its spots at one place; a radius that is not positive or takes in
+            over 1,000 neighbours a spot; an unknown option.
+
+        Warns
+        -----
+        AmilstWarning
+            Spots without a neighbour; many spots at one place; a sample whose graph falls into
+            pieces.
+
+        Notes
+        -----
+        Two and three dimensions: exact, by a k-d tree with ``torch.get_num_threads()`` threads. More:
+        approximate by nearest-neighbour descent (pynndescent) from 4,096 points on. Spots at the
+        same place are neighbours at distance 0, never each other's replacement: everyone gets
+        ``n_neighbors`` others. Ties are broken by place, so the graph does not depend on the order
+        in which the spots come.
+        """
+        points = _check_coordinates(coordinates)
+        _check_options(n_neighbors, radius, symmetrization)
+        codes, names = _check_sample(sample, len(points))
+
+        orders: list[np.ndarray] = []
+        blocks: list[sparse.csr_matrix] = []
+        crowded = 0
+        for code, name in enumerate(names):
+            members = np.flatnonzero(codes == code) if len(names) > 1 else np.arange(len(points))
+            label = "" if sample is None else f" of sample {name!r}"
+            order = members[_space_filling_order(points[members])]
+            inside = points[order]
+            _check_spread(inside, label)
+            if radius is not None:
+                block = _within_radius(inside, float(radius), label)
+            else:
+                found, n_crowded = _nearest(inside, int(n_neighbors), label, seed)
+                crowded += n_crowded
+                block = _symmetrize(found, symmetrization)
+            orders.append(order)
+            blocks.append(block)
+
+        order = np.concatenate(orders)
+        edges = _stack_edges(blocks)
+        lengths = _lengths(points[order], edges)
+        graph = cls(order=order, edges=edges, distances=lengths)
+        _warn(graph, codes[order], names if sample is not None else None, crowded, n_neighbors)
+        return graph
+
+    @property
+    def n_spots(self) -> int:
+        """Number of nodes, N."""
+        return len(self.order)
+
+    @property
+    def n_edges(self) -> int:
+        """Number of edges, each counted once."""
+        return self.edges.shape[1] // 2
+
+    @cached_property
+    def rank(self) -> np.ndarray:
+        """(N,) int64, the inverse of ``order``: the internal node of each of the caller's spots."""
+        rank = np.empty_like(self.order)
+        rank[self.order] = np.arange(len(self.order))
+        return rank
+
+    @cached_property
+    def degrees(self) -> torch.Tensor:
+        """(N,) int64, number of neighbours of each internal node."""
+        return torch.bincount(self.edges[0], minlength=self.n_spots)
+
+    @cached_property
+    def components(self) -> np.ndarray:
+        """(N,) int32, the connected component of each internal node, numbered from 0."""
+        return connected_components(self._internal_csr(np.ones(self.edges.shape[1], np.int8)), directed=False)[1]
+
+    @property
+    def n_components(self) -> int:
+        """Number of connected components."""
+        return int(self.components.max()) + 1
+
+    def adjacency(
+        self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
+        """Â = D^-1/2 (A + I) D^-1/2, D the degrees of A + I (Kipf & Welling 2017, equation 2).
+
+        Returns
+        -------
+        Tensor
+            (N, N) coalesced sparse COO, internal numbering, symmetric to the bit.
+        """
+        n = self.n_spots
+        row, column = self.edges
+        # The loop of node i goes between its neighbours below i and those above: written into place,
+        # nothing has to be sorted.
+        above = column > row
+        n_below = self.degrees - torch.bincount(row[above], minlength=n)  # (N,)
+        starts = torch.cumsum(self.degrees, 0) - self.degrees  # (N,)
+        node = torch.arange(n)
+        loop_at = starts + node + n_below  # (N,)
+        edge_at = torch.arange(len(row)) + row + above  # (E,)
+
+        indices = torch.empty((2, len(row) + n), dtype=torch.int64)
+        indices[:, loop_at] = node
+        indices[:, edge_at] = self.edges
+        scale = (self.degrees + 1).to(torch.float64).rsqrt()  # (N,)
+        values = torch.empty(len(row) + n, dtype=torch.float64)
+        values[loop_at] = scale * scale
+        values[edge_at] = scale[row] * scale[column]
+        return torch.sparse_coo_tensor(
+            indices, values.to(dtype), (n, n), check_invariants=False, is_coalesced=True
+        ).to(device)
+
+    def connectivities(self) -> sparse.csr_matrix:
+        """A as (N, N) scipy CSR, float32 ones, in the caller's order (squidpy's connectivities)."""
+        return self._caller_csr(np.ones(self.edges.shape[1], np.float32))
+
+    def distance_matrix(self) -> sparse.csr_matrix:
+        """Lengths of the edges as (N, N) scipy CSR, float32, in the caller's order.
+
+        Spots at the same place are stored as explicit zeros.
+        """
+        return self._caller_csr(self.distances.numpy())
+
+    def _internal_csr(self, values: np.ndarray) -> sparse.csr_matrix:
+        starts = np.zeros(self.n_spots + 1, np.int64)
+        np.cumsum(self.degrees.numpy(), out=starts[1:])
+        return sparse.csr_matrix((values, self.edges[1].numpy(), starts), shape=(self.n_spots, self.n_spots))
+
+    def _caller_csr(self, values: np.ndarray) -> sparse.csr_matrix:
+        row, column = self.order[self.edges.numpy()]
+        matrix = sparse.coo_matrix((values, (row, column)), shape=(self.n_spots, self.n_spots)).tocsr()
+        matrix.sort_indices()
+        return matrix
+
+
+# ---- what was handed in ----
+
+
+def _check_coordinates(coordinates: Any) -> np.ndarray:
+    """Coordinates as (N, D) float64, contiguous, all of them finite."""
+    try:
+        points = np.ascontiguousarray(coordinates, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"coordinates must be a matrix of numbers, one row a spot: {error}") from error
+    if points.ndim != 2 or points.shape[1] < 2 or len(points) == 0:
+        raise InputError(
+            f"coordinates must have one row a spot and 2 or 3 columns; found shape {points.shape}."
+        )
+    bad = np.flatnonzero(~np.isfinite(points).all(axis=1))
+    if len(bad):
+        raise InputError(
+            f"{len(bad)} of {len(points)} spots have NaN or infinite coordinates "
+            f"(first rows: {', '.join(map(str, bad[:5]))}). Drop these spots, or see whether the "
+            "coordinates were matched to the right spot names."
+        )
+    return points
+
+
+def _check_options(n_neighbors: int, radius: float | None, symmetrization: str) -> None:
+    if symmetrization not in ("union", "mutual"):
+        raise InputError(f"symmetrization must be 'union' or 'mutual'; found {symmetrization!r}.")
+    if radius is not None:
+        if not (np.isscalar(radius) and np.isfinite(radius) and radius > 0):
+            raise InputError(f"radius must be a positive, finite number; found {radius!r}.")
+    elif isinstance(n_neighbors, bool) or int(n_neighbors) != n_neighbors or n_neighbors < 1:
+        raise InputError(f"n_neighbors must be a whole number of at least 1; found {n_neighbors!r}.")
+
+
+def _check_sample(sample: Sequence[Any] | None, n_spots: int) -> tuple[np.ndarray, list[Any]]:
+    """Each spot's sample as a number, and the samples' names, sorted."""
+    if sample is None:
+        return np.zeros(n_spots, np.int64), [None]
+    column = np.asarray(sample)
+    if column.shape != (n_spots,):
+        raise InputError(f"sample must name one sample for each of {n_spots} spots; found {column.shape}.")
+    codes, names = pd.factorize(column, sort=True)
+    if (codes < 0).any():
+        raise InputError(
+            f"{int((codes < 0).sum())} of {n_spots} spots have no sample (missing value). "
+            "Name their sample or drop them."
+        )
+    return codes, list(names)
+
+
+def _check_spread(points: np.ndarray, label: str) -> None:
+    if len(points) > 1 and (points.min(axis=0) == points.max(axis=0)).all():
+        raise InputError(
+            f"all {len(points)} spots{label} lie at one place, {points[0].tolist()}; "
+            "a neighbour graph needs coordinates that differ."
+        )
+
+
+# ---- finding neighbours ----
+
+
+def _space_filling_order(points: np.ndarray) -> np.ndarray:
+    """Sort points along a Hilbert curve over their first three columns (Skilling 2004).
+
+    The curve is followed to 1/65536 of the extent in two dimensions; what is left is sorted by the
+    coordinates themselves, so that the order depends on places only and equal points are adjacent.
+    """
+    space = points[:, :3]
+    n_axes = space.shape[1]
+    bits = 16
+    low = space.min(axis=0)
+    extent = float((space.max(axis=0) - low).max()) or 1.0
+    cells = ((space - low) / extent * (2**bits - 1)).astype(np.int64)  # (N, n_axes)
+    axes = [np.ascontiguousarray(cells[:, axis]) for axis in range(n_axes)]
+
+    # Skilling's transform, on all points at once: undo the reflections and swaps of each level, ...
+    level = 1 << (bits - 1)
+    while level > 1:
+        below = level - 1
+        for axis in axes:
+            reflect = (axis & level) != 0
+            swap = np.where(reflect, 0, (axes[0] ^ axis) & below)
+            axes[0] ^= np.where(reflect, below, swap)
+            axis ^= swap
+        level >>= 1
+    # ... then Gray-encode,
+    for axis, before in zip(axes[1:], axes[:-1], strict=True):
+        axis ^= before
+    flip = np.zeros_like(axes[0])
+    level = 1 << (bits - 1)
+    while level > 1:
+        flip ^= np.where((axes[-1] & level) != 0, level - 1, 0)
+        level >>= 1
+    # ... and read the bits of all axes in turn as one number.
+    key = np.zeros_like(flip)
+    for bit in range(bits - 1, -1, -1):
+        for axis in axes:
+            key = (key << 1) | (((axis ^ flip) >> bit) & 1)
+    return np.lexsort((*points.T[::-1], key))
+
+
+def _nearest(points: np.ndarray, k: int, label: str, seed: int) -> tuple[np.ndarray, int]:
+    """The k nearest others of every point, (N, k); and how many points are crowded at one place.
+
+    ``points`` come sorted such that equal ones are adjacent.
+    """
+    n = len(points)
+    if n < k + 1:
+        raise InputError(
+            f"{n} spots{label} are too few for {k} neighbours each: at most n_neighbors={n - 1} is "
+            "possible, and small samples may better be dropped."
+        )
+    # A k-d tree cannot split equal points: 1e5 cells at (0, 0) would cost 1e10 comparisons. More than
+    # k + 1 at one place are therefore joined among themselves, k successors each in a ring, and the
+    # rest of the tissue sees only the first k + 1 of them, which is as many as anyone can need.
+    new_place = np.ones(n, bool)
+    new_place[1:] = (points[1:] != points[:-1]).any(axis=1)
+    place = np.cumsum(new_place) - 1  # (N,)
+    first = np.flatnonzero(new_place)  # (places,)
+    size = np.diff(np.append(first, n))  # (places,)
+    turn = np.arange(n) - first[place]  # (N,), 0, 1, ... at each place
+    crowded = size[place] > k + 1
+    n_crowded = int(crowded.sum())
+    kept = np.flatnonzero(turn <= k)
+    asking = np.flatnonzero(~crowded)
+
+    neighbors = np.empty((n, k), np.int64)
+    if len(asking):
+        found = _search(points[kept], points[asking], k + 1, seed)  # (asking, k + 1) into kept
+        found = np.where(found >= 0, kept[found], -1)
+        # Each spot finds itself, anywhere among the spots at its place, or not at all when k + 1
+        # others are there: leave out itself, or else the last.
+        itself = found == asking[:, None]
+        itself[~itself.any(axis=1), -1] = True
+        neighbors[asking] = found[~itself].reshape(len(asking), k)
+    if n_crowded:
+        who = np.flatnonzero(crowded)
+        home = place[who]
+        ring = (turn[who, None] + np.arange(1, k + 1)) % size[home, None]
+        neighbors[who] = first[home, None] + ring
+    return neighbors, n_crowded
+
+
+def _search(points: np.ndarray, queries: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """Indices of the k points nearest to each query, (queries, k); -1 where none was found."""
+    if points.shape[1] <= 3 or len(points) < _EXACT_SEARCH_BELOW:
+        tree = cKDTree(points)
+        found = tree.query(queries, k, workers=torch.get_num_threads())[1]
+        return found.reshape(len(queries), k)
+    from pynndescent import NNDescent  # slow to import, seldom needed
+
+    index = NNDescent(points.astype(np.float32), n_neighbors=max(k, 15), random_state=seed, n_jobs=1)
+    if len(queries) == len(points):
+        return index.neighbor_graph[0][:, :k].astype(np.int64)
+    return index.query(queries.astype(np.float32), k=k)[0].astype(np.int64)
+
+
+def _symmetrize(neighbors: np.ndarray, how: str) -> sparse.csr_matrix:
+    """(N, k) neighbours, -1 for none, to the symmetric pattern of a CSR matrix, sorted."""
+    n, k = neighbors.shape
+    directed = sparse.csr_matrix(
+        (
+            np.ones(n * k, np.int8),
+            np.sort(neighbors, axis=1).ravel().astype(np.int32 if n < 2**31 else np.int64),
+            np.arange(0, n * k + 1, k),
+        ),
+        shape=(n, n),
+    )
+    both = directed + directed.T.tocsr()  # 2 where each found the other
+    if how == "mutual":
+        both.data[both.data < 2] = 0
+        both.eliminate_zeros()
+    return both
+
+
+def _within_radius(points: np.ndarray, radius: float, label: str) -> sparse.csr_matrix:
+    n = len(points)
+    tree = cKDTree(points)
+    some = points[:: max(1, n // 1000)]
+    typical = float(tree.query_ball_point(some, radius, return_length=True).mean()) - 1
+    if typical > _MOST_NEIGHBORS:
+        raise InputError(
+            f"radius={radius:g} gives about {typical:,.0f} neighbours to each spot{label}. Choose a "
+            "smaller one, in the unit of the coordinates (pixels and micrometres are often confused)."
+        )
+    pairs = tree.query_pairs(radius, output_type="ndarray")  # (pairs, 2), each once
+    row = np.concatenate([pairs[:, 0], pairs[:, 1]])
+    column = np.concatenate([pairs[:, 1], pairs[:, 0]])
+    matrix = sparse.coo_matrix((np.ones(len(row), np.int8), (row, column)), shape=(n, n)).tocsr()
+    matrix.sort_indices()
+    return matrix
+
+
+def _stack_edges(blocks: list[sparse.csr_matrix]) -> torch.Tensor:
+    """(2, E) int64 of one pattern a sample, numbered one after the other."""
+    edges = torch.empty((2, sum(block.nnz for block in blocks)), dtype=torch.int64)
+    at = 0
+    begin = 0
+    for block in blocks:
+        part = edges[:, at : at + block.nnz].numpy()
+        part[0] = np.repeat(np.arange(begin, begin + block.shape[0]), np.diff(block.indptr))
+        np.add(block.indices, begin, out=part[1])
+        at += block.nnz
+        begin += block.shape[0]
+    return edges
+
+
+def _lengths(points: np.ndarray, edges: torch.Tensor, chunk: int = 1 << 20) -> torch.Tensor:
+    """(E,) float32: taken anew from the coordinates, so that both directions agree to the bit."""
+    lengths = torch.empty(edges.shape[1], dtype=torch.float32)
+    for at in range(0, edges.shape[1], chunk):
+        row, column = edges[:, at : at + chunk].numpy()
+        lengths[at : at + chunk] = torch.from_numpy(np.linalg.norm(points[row] - points[column], axis=1))
+    return lengths
+
+
+# ---- what is usable but probably not meant ----
+
+
+def _warn(
+    graph: SpatialGraph, codes: np.ndarray, names: list[Any] | None, crowded: int, n_neighbors: int
+) -> None:
+    """Say what looks wrong about a graph. ``codes``: (N,), the sample of each internal node."""
+    n = graph.n_spots
+    if crowded:
+        _say(
+            f"{crowded} of {n} spots share their place with more than {n_neighbors} others, so all "
+            "their neighbours are there. Are their coordinates missing and filled in?"
+        )
+    degrees = graph.degrees.numpy()
+    alone = int((degrees == 0).sum())
+    if alone:
+        _say(
+            f"{alone} of {n} spots have no neighbour and see only themselves. Take a larger radius, "
+            "symmetrization='union', or drop them."
+        )
+    pieces = []
+    sizes = np.bincount(graph.components)
+    for code, name in enumerate(names or [None]):
+        inside = np.unique(graph.components[(codes == code) & (degrees > 0)])
+        if len(inside) < 2:
+            continue
+        largest, total = sizes[inside].max(), sizes[inside].sum()
+        if total - largest >= _DETACHED_SHARE * total:
+            where = "" if names is None else f"sample {name!r}: "
+            pieces.append(f"{where}{len(inside)} pieces, {total - largest} of {total} spots not in the largest")
+    if pieces:
+        _say(
+            "the neighbour graph is not connected (" + "; ".join(pieces[:5]) + "). Fine when the tissue "
+            "itself is in pieces; if several sections are in this table, name their column as sample."
+        )
+
+
+def _say(message: str) -> None:
+    warnings.warn(message, AmilstWarning, stacklevel=4)

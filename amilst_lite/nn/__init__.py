@@ -1,0 +1,1 @@
+"""Layers, autoencoders, discriminators and the whole AMIL-ST network."""

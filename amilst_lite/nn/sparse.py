@@ -1,0 +1,196 @@
+"""The product Â·H of a sparse symmetric matrix with a dense one, and its gradient.
+
+Every graph layer of the package is this product. Three things make it fast and reproducible:
+
+* **Gather, don't scatter.** Row i of the result is a weighted sum of the rows of H that row i of Â
+  names, so each row has one writer: no atomic additions, one order of summation, the same bits on
+  every run, on a GPU too. ``torch.nn.functional.embedding_bag`` is that operation, vectorised on the
+  CPU and one thread per output element on CUDA. (PyTorch's product over the COO tensor itself is
+  30 times slower on a CPU; cuSPARSE promises reproducible sums only for an algorithm that PyTorch
+  does not select, see "cusparseSpMM" in NVIDIA's cuSPARSE documentation.)
+* **Â is its own transpose**, so the gradient with respect to H is the same product again: backward
+  calls forward, needs no second matrix, and can itself be differentiated.
+* **Row offsets and 32-bit indices are made once**, when the matrix is wrapped in
+  :class:`SymmetricAdjacency`.
+
+Measured with ``benchmarks/kernels.py``; nodes should be stored in a space-filling order
+(``SpatialGraph`` does so), which is worth a factor 2 to 6.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..errors import InputError
+
+__all__ = ["SymmetricAdjacency", "propagate"]
+
+# Below this many columns MKL's CSR product beats embedding_bag on a CPU (benchmarks/kernels.py).
+_NARROW = 16
+
+
+class SymmetricAdjacency:
+    """A sparse symmetric matrix Â, made ready for :func:`propagate`.
+
+    Parameters
+    ----------
+    coo : Tensor
+        Coalesced sparse COO tensor, N × N, float32 or float64. It **must be symmetric**, in its
+        pattern and its values: the gradient relies on it. :meth:`check_symmetric` looks.
+
+    Attributes
+    ----------
+    coo : Tensor
+        The tensor given.
+    offsets : Tensor
+        (N + 1,), where each row's entries begin; int32 unless there are 2³¹ entries or more.
+    columns : Tensor
+        (E,), the column of each entry, same dtype as ``offsets``.
+    values : Tensor
+        (E,), the value of each entry.
+
+    Raises
+    ------
+    InputError
+        ``coo`` is not a square, coalesced, real sparse COO tensor.
+    """
+
+    def __init__(self, coo: Tensor) -> None:
+        if coo.layout != torch.sparse_coo or coo.dim() != 2 or coo.shape[0] != coo.shape[1]:
+            raise InputError(
+                "expected a square sparse COO tensor, such as SpatialGraph.adjacency() returns; "
+                f"found layout {coo.layout} and shape {tuple(coo.shape)}."
+            )
+        if not coo.is_coalesced():
+            raise InputError("the sparse tensor is not coalesced; call .coalesce() on it first.")
+        if coo.dtype not in (torch.float32, torch.float64):
+            raise InputError(f"expected float32 or float64 values; found {coo.dtype}.")
+        self.coo = coo
+        rows, columns = coo.indices()  # sorted by row, then column, since coalesced
+        integer = torch.int32 if coo._nnz() < 2**31 else torch.int64
+        boundaries = torch.arange(self.n_nodes + 1, device=coo.device)
+        self.offsets = torch.searchsorted(rows.contiguous(), boundaries).to(integer)  # (N + 1,)
+        self.columns = columns.to(integer)  # (E,)
+        self.values = coo.values().detach()  # (E,)
+
+    @property
+    def n_nodes(self) -> int:
+        """Number of rows, N."""
+        return int(self.coo.shape[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the matrix lives."""
+        return self.coo.device
+
+    def to(self, device: str | torch.device) -> SymmetricAdjacency:
+        """The same matrix on ``device``; itself when it is there already."""
+        moved = self.coo.to(device)
+        return self if moved is self.coo else SymmetricAdjacency(moved)
+
+    def check_symmetric(self, tolerance: float = 1e-6) -> None:
+        """Raise unless Â equals its transpose, to ``tolerance`` times its largest entry. Costs a sort.
+
+        Raises
+        ------
+        InputError
+            The two differ; the message gives the largest difference.
+        """
+        difference = (self.coo - self.coo.t()).coalesce().values().abs()
+        largest = float(difference.max()) if len(difference) else 0.0
+        scale = float(self.values.abs().max()) if len(self.values) else 0.0
+        if not largest <= tolerance * scale:
+            raise InputError(
+                f"the matrix is not symmetric: an entry differs from its mirror image by {largest:.3g}. "
+                "Make it so, for example with (A + A.t()) / 2, before propagating over it."
+            )
+
+    def _multiply(self, features: Tensor) -> Tensor:
+        """Â·H by the fastest reproducible kernel. ``features``: (N, C), float32 or float64; no autograd."""
+        features = features.contiguous()
+        values = self.values.to(features.dtype)  # no copy in the usual case
+        if features.shape[0] == 0 or features.shape[1] == 0:
+            return features.clone()
+        on_cpu = features.device.type == "cpu"
+        narrow = features.shape[1] < _NARROW or features.dtype == torch.float64
+        if on_cpu and narrow and torch.backends.mkl.is_available():
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+                csr = torch.sparse_csr_tensor(
+                    self.offsets, self.columns, values, self.coo.shape, check_invariants=False
+                )
+            return csr @ features
+        return functional.embedding_bag(
+            self.columns,
+            features,
+            self.offsets,
+            mode="sum",
+            per_sample_weights=values,
+            include_last_offset=True,
+        )
+
+
+class _Propagate(torch.autograd.Function):
+    """H ↦ Â·H; the gradient of a loss with respect to H is Âᵀ·(∂loss/∂Y) = Â·(∂loss/∂Y)."""
+
+    @staticmethod
+    def forward(ctx, features: Tensor, adjacency: SymmetricAdjacency) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.adjacency = adjacency
+        # Sums are float32 (or float64) whatever autocast would like; bfloat16 and float16 features
+        # are widened for the sums and their results rounded once, at the end.
+        wide = features.dtype if features.dtype == torch.float64 else torch.float32
+        with torch.autocast(features.device.type, enabled=False):
+            return adjacency._multiply(features.to(wide)).to(features.dtype)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+        # Through apply, not _multiply: a second derivative is then the same product once more.
+        return _Propagate.apply(gradient, ctx.adjacency), None
+
+
+def propagate(adjacency: SymmetricAdjacency | Tensor, features: Tensor) -> Tensor:
+    """Y = Â·H, differentiable any number of times with respect to H.
+
+    Parameters
+    ----------
+    adjacency : SymmetricAdjacency or Tensor
+        Â, N × N, symmetric. A coalesced sparse COO tensor is wrapped on every call, which costs
+        about as much as the product: wrap it once yourself where the product is repeated.
+    features : Tensor
+        H, (N, C), on the same device, any strides; float64, float32, bfloat16 or float16.
+
+    Returns
+    -------
+    Tensor
+        (N, C), dtype of ``features``. Sums are float64 for float64, float32 for all others, under
+        autocast as well. The same bits on every run on one machine with one number of threads,
+        with or without ``torch.use_deterministic_algorithms(True)``.
+
+    Raises
+    ------
+    InputError
+        Shapes, devices or dtypes don't fit together.
+
+    Notes
+    -----
+    No gradient flows to the values of Â: the graph is given, not learned.
+    """
+    if not isinstance(adjacency, SymmetricAdjacency):
+        adjacency = SymmetricAdjacency(adjacency)
+    if features.dim() != 2 or features.shape[0] != adjacency.n_nodes:
+        raise InputError(
+            f"features must be a matrix with one row for each of the {adjacency.n_nodes} nodes; "
+            f"found shape {tuple(features.shape)}."
+        )
+    if features.device != adjacency.device:
+        raise InputError(
+            f"features are on {features.device}, the adjacency on {adjacency.device}; "
+            "move one of them with .to(device)."
+        )
+    if not features.is_floating_point():
+        raise InputError(f"features must be floating-point numbers; found {features.dtype}.")
+    return _Propagate.apply(features, adjacency)
