@@ -85,12 +85,16 @@ class GraphConfig(_Checked):
 class NetworkConfig(_Checked):
     """Shape of the network."""
 
-    feature_widths: tuple[int, ...] = _option((100, 20), "widths of the denoising encoder; the last is f", minimum=1)
+    feature_widths: tuple[int, ...] = _option(
+        (100, 20), "widths of the denoising encoder; the last is f", minimum=1
+    )
     graph_hidden: int = _option(32, "hidden width of the graph encoder", minimum=1)
     graph_latent: int = _option(8, "width of g", minimum=1)
     dropout: float = _option(0.0, "dropout rate", minimum=0.0, below=1.0)
     decoder: str = _option(
-        "graph", "graph: linear graph convolution; dense: the published block", choices=("graph", "dense")
+        "graph",
+        "linear: affine map; graph: linear graph convolution; dense: the published block",
+        choices=("linear", "graph", "dense"),
     )
     discriminator: str = _option(
         "bilinear", "form of the discriminator of (f, g)", choices=("bilinear", "published")
@@ -115,7 +119,8 @@ class TrainConfig(_Checked):
     reconstruction_weight: float = _option(10.0, "weight of the reconstruction", minimum=0.0)
     link_weight: float = _option(0.1, "weight of links and KL divergence", minimum=0.0)
     link_loss: str = _option(
-        "sampled", "sampled: neighbours against random pairs; masked: the published form",
+        "sampled",
+        "sampled: neighbours against random pairs; masked: the published form",
         choices=("sampled", "masked"),
     )
     mutual_information_weight: float = _option(0.1, "weight of the mutual information", minimum=0.0)

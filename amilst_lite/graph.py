@@ -13,10 +13,13 @@ Time O(N log N), memory O(N) for a given number of neighbours; nothing is ever N
 
 from __future__ import annotations
 
+import math
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -25,10 +28,11 @@ import torch
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
+from torch.nn import functional
 
 from .errors import AmilstWarning, InputError
 
-__all__ = ["SpatialGraph"]
+__all__ = ["SpatialGraph", "Tile"]
 
 # A radius that gives more neighbours than this, on average, was meant in another unit.
 _MOST_NEIGHBORS = 1000
@@ -117,16 +121,21 @@ class SpatialGraph:
         points = _check_coordinates(coordinates)
         _check_options(n_neighbors, radius, symmetrization)
         codes, names = _check_sample(sample, len(points))
+        # Spots of each sample, in the caller's order.
+        groups = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
 
         orders: list[np.ndarray] = []
         blocks: list[sparse.csr_matrix] = []
         crowded = 0
-        for code, name in enumerate(names):
-            members = np.flatnonzero(codes == code) if len(names) > 1 else np.arange(len(points))
-            label = "" if sample is None else f" of sample {name!r}"
+        for members, name in zip(groups, names, strict=True):
+            label = "" if sample is None else f" of sample {str(name)!r}"
             order = members[_space_filling_order(points[members])]
             inside = points[order]
-            _check_spread(inside, label)
+            if len(inside) > 1 and (inside.min(axis=0) == inside.max(axis=0)).all():
+                raise InputError(
+                    f"all {len(inside)} spots{label} lie at one place, {inside[0].tolist()}; "
+                    "a neighbour graph needs coordinates that differ."
+                )
             if radius is not None:
                 block = _within_radius(inside, float(radius), label)
             else:
@@ -168,7 +177,11 @@ class SpatialGraph:
     @cached_property
     def components(self) -> np.ndarray:
         """(N,) int32, the connected component of each internal node, numbered from 0."""
-        return connected_components(self._internal_csr(np.ones(self.edges.shape[1], np.int8)), directed=False)[1]
+        pattern = sparse.csr_matrix(
+            (np.ones(self.edges.shape[1], np.int8), self.edges[1].numpy(), self._row_starts.numpy()),
+            shape=(self.n_spots, self.n_spots),
+        )
+        return connected_components(pattern, directed=False)[1]
 
     @property
     def n_components(self) -> int:
@@ -185,27 +198,47 @@ class SpatialGraph:
         Tensor
             (N, N) coalesced sparse COO, internal numbering, symmetric to the bit.
         """
-        n = self.n_spots
-        row, column = self.edges
-        # The loop of node i goes between its neighbours below i and those above: written into place,
-        # nothing has to be sorted.
-        above = column > row
-        n_below = self.degrees - torch.bincount(row[above], minlength=n)  # (N,)
-        starts = torch.cumsum(self.degrees, 0) - self.degrees  # (N,)
-        node = torch.arange(n)
-        loop_at = starts + node + n_below  # (N,)
-        edge_at = torch.arange(len(row)) + row + above  # (E,)
+        return _normalize(self.edges, self.degrees, dtype).to(device)
 
-        indices = torch.empty((2, len(row) + n), dtype=torch.int64)
-        indices[:, loop_at] = node
-        indices[:, edge_at] = self.edges
-        scale = (self.degrees + 1).to(torch.float64).rsqrt()  # (N,)
-        values = torch.empty(len(row) + n, dtype=torch.float64)
-        values[loop_at] = scale * scale
-        values[edge_at] = scale[row] * scale[column]
-        return torch.sparse_coo_tensor(
-            indices, values.to(dtype), (n, n), check_invariants=False, is_coalesced=True
-        ).to(device)
+    def tiles(self, max_size: int, hops: int, dtype: torch.dtype = torch.float32) -> Iterator[Tile]:
+        """Cut the graph into pieces on which ``hops`` products with Â are exact for the piece's core.
+
+        The cores are runs of the internal order, of at most ``max_size`` nodes and nearly equal; a
+        space-filling curve makes them compact. Each comes with its halo, the nodes up to ``hops``
+        edges away, and with the rows and columns of the *whole* graph's Â for both.
+
+        Raises
+        ------
+        InputError
+            ``max_size`` is below 1 or ``hops`` below 0.
+        """
+        if max_size < 1 or hops < 0:
+            raise InputError(f"max_size must be at least 1, hops 0; found {max_size} and {hops}.")
+        n_tiles = -(-self.n_spots // int(max_size))
+        bounds = np.linspace(0, self.n_spots, n_tiles + 1).astype(np.int64).tolist()
+        local = torch.full((self.n_spots,), -1)  # (N,), place of a node in the tile at hand
+        for start, stop in pairwise(bounds):
+            nodes = torch.arange(start, stop)
+            for _ in range(hops):
+                nodes = torch.unique(torch.cat([nodes, self._edges_of(nodes)[1]]))  # sorted
+            local[nodes] = torch.arange(len(nodes))
+            edges = local[self._edges_of(nodes)]
+            edges = edges[:, edges[1] >= 0]  # (2, edges inside), still sorted
+            first = int(local[start])
+            local[nodes] = -1
+            adjacency = _normalize(edges, self.degrees[nodes], dtype)
+            yield Tile(nodes, slice(first, first + stop - start), adjacency)
+
+    def _edges_of(self, nodes: torch.Tensor) -> torch.Tensor:
+        """(2, e) edges that begin at the given, sorted, nodes."""
+        degrees = self.degrees[nodes]
+        skipped = self._row_starts[nodes] - (torch.cumsum(degrees, 0) - degrees)
+        return self.edges[:, torch.arange(int(degrees.sum())) + torch.repeat_interleave(skipped, degrees)]
+
+    @cached_property
+    def _row_starts(self) -> torch.Tensor:
+        """(N + 1,), where the edges of each internal node begin."""
+        return functional.pad(torch.cumsum(self.degrees, 0), (1, 0))
 
     def connectivities(self) -> sparse.csr_matrix:
         """A as (N, N) scipy CSR, float32 ones, in the caller's order (squidpy's connectivities)."""
@@ -218,16 +251,53 @@ class SpatialGraph:
         """
         return self._caller_csr(self.distances.numpy())
 
-    def _internal_csr(self, values: np.ndarray) -> sparse.csr_matrix:
-        starts = np.zeros(self.n_spots + 1, np.int64)
-        np.cumsum(self.degrees.numpy(), out=starts[1:])
-        return sparse.csr_matrix((values, self.edges[1].numpy(), starts), shape=(self.n_spots, self.n_spots))
-
     def _caller_csr(self, values: np.ndarray) -> sparse.csr_matrix:
         row, column = self.order[self.edges.numpy()]
         matrix = sparse.coo_matrix((values, (row, column)), shape=(self.n_spots, self.n_spots)).tocsr()
         matrix.sort_indices()
         return matrix
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """A piece of a graph with its surroundings, see :meth:`SpatialGraph.tiles`.
+
+    Attributes
+    ----------
+    nodes : Tensor
+        (M,) int64, internal nodes of the whole graph, core and halo together, ascending.
+    core : slice
+        Where among ``nodes`` the core lies. The cores of all tiles are each node once, in order.
+    adjacency : Tensor
+        (M, M) coalesced sparse COO: the rows and columns ``nodes`` of the whole graph's Â.
+    """
+
+    nodes: torch.Tensor
+    core: slice
+    adjacency: torch.Tensor
+
+
+def _normalize(edges: torch.Tensor, degrees: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Â of sorted ``edges`` (2, E); ``degrees`` (N,) count the neighbours in the whole graph."""
+    n = len(degrees)
+    row, column = edges
+    # The loop of node i goes between its neighbours below i and those above: everything is written
+    # into its place, nothing has to be sorted.
+    above = column > row  # (E,)
+    node = torch.arange(n)
+    n_below = torch.bincount(row[~above], minlength=n)  # (N,)
+    counts = torch.bincount(row, minlength=n)  # (N,)
+    loop_at = torch.cumsum(counts, 0) - counts + node + n_below  # (N,)
+    edge_at = torch.arange(len(row)) + row + above  # (E,)
+
+    indices = torch.empty((2, len(row) + n), dtype=torch.int64)
+    indices[:, loop_at] = node
+    indices[:, edge_at] = edges
+    scale = (degrees + 1).to(torch.float64).rsqrt()  # (N,)
+    values = torch.empty(len(row) + n, dtype=dtype)
+    values[loop_at] = (scale * scale).to(dtype)
+    values[edge_at] = (scale[row] * scale[column]).to(dtype)
+    return torch.sparse_coo_tensor(indices, values, (n, n), check_invariants=False, is_coalesced=True)
 
 
 # ---- what was handed in ----
@@ -257,7 +327,7 @@ def _check_options(n_neighbors: int, radius: float | None, symmetrization: str) 
     if symmetrization not in ("union", "mutual"):
         raise InputError(f"symmetrization must be 'union' or 'mutual'; found {symmetrization!r}.")
     if radius is not None:
-        if not (np.isscalar(radius) and np.isfinite(radius) and radius > 0):
+        if not 0 < float(radius) < math.inf:
             raise InputError(f"radius must be a positive, finite number; found {radius!r}.")
     elif isinstance(n_neighbors, bool) or int(n_neighbors) != n_neighbors or n_neighbors < 1:
         raise InputError(f"n_neighbors must be a whole number of at least 1; found {n_neighbors!r}.")
@@ -279,14 +349,6 @@ def _check_sample(sample: Sequence[Any] | None, n_spots: int) -> tuple[np.ndarra
     return codes, list(names)
 
 
-def _check_spread(points: np.ndarray, label: str) -> None:
-    if len(points) > 1 and (points.min(axis=0) == points.max(axis=0)).all():
-        raise InputError(
-            f"all {len(points)} spots{label} lie at one place, {points[0].tolist()}; "
-            "a neighbour graph needs coordinates that differ."
-        )
-
-
 # ---- finding neighbours ----
 
 
@@ -296,37 +358,32 @@ def _space_filling_order(points: np.ndarray) -> np.ndarray:
     The curve is followed to 1/65536 of the extent in two dimensions; what is left is sorted by the
     coordinates themselves, so that the order depends on places only and equal points are adjacent.
     """
-    space = points[:, :3]
-    n_axes = space.shape[1]
     bits = 16
+    space = points[:, :3]
     low = space.min(axis=0)
     extent = float((space.max(axis=0) - low).max()) or 1.0
-    cells = ((space - low) / extent * (2**bits - 1)).astype(np.int64)  # (N, n_axes)
-    axes = [np.ascontiguousarray(cells[:, axis]) for axis in range(n_axes)]
+    cells = ((space - low) / extent * (2**bits - 1)).astype(np.int64)  # (N, axes)
+    axes = [np.ascontiguousarray(axis) for axis in cells.T]
 
     # Skilling's transform, on all points at once: undo the reflections and swaps of each level, ...
-    level = 1 << (bits - 1)
-    while level > 1:
-        below = level - 1
+    for bit in range(bits - 1, 0, -1):
+        below = (1 << bit) - 1
         for axis in axes:
-            reflect = (axis & level) != 0
+            reflect = (axis >> bit & 1).astype(bool)
             swap = np.where(reflect, 0, (axes[0] ^ axis) & below)
             axes[0] ^= np.where(reflect, below, swap)
             axis ^= swap
-        level >>= 1
     # ... then Gray-encode,
-    for axis, before in zip(axes[1:], axes[:-1], strict=True):
+    for before, axis in pairwise(axes):
         axis ^= before
     flip = np.zeros_like(axes[0])
-    level = 1 << (bits - 1)
-    while level > 1:
-        flip ^= np.where((axes[-1] & level) != 0, level - 1, 0)
-        level >>= 1
+    for bit in range(bits - 1, 0, -1):
+        flip ^= (axes[-1] >> bit & 1) * ((1 << bit) - 1)
     # ... and read the bits of all axes in turn as one number.
     key = np.zeros_like(flip)
     for bit in range(bits - 1, -1, -1):
         for axis in axes:
-            key = (key << 1) | (((axis ^ flip) >> bit) & 1)
+            key = key << 1 | ((axis ^ flip) >> bit & 1)
     return np.lexsort((*points.T[::-1], key))
 
 
@@ -380,7 +437,8 @@ def _search(points: np.ndarray, queries: np.ndarray, k: int, seed: int) -> np.nd
         return found.reshape(len(queries), k)
     from pynndescent import NNDescent  # slow to import, seldom needed
 
-    index = NNDescent(points.astype(np.float32), n_neighbors=max(k, 15), random_state=seed, n_jobs=1)
+    threads = min(torch.get_num_threads(), os.cpu_count() or 1)
+    index = NNDescent(points.astype(np.float32), n_neighbors=max(k, 15), random_state=seed, n_jobs=threads)
     if len(queries) == len(points):
         return index.neighbor_graph[0][:, :k].astype(np.int64)
     return index.query(queries.astype(np.float32), k=k)[0].astype(np.int64)
@@ -473,8 +531,10 @@ def _warn(
             continue
         largest, total = sizes[inside].max(), sizes[inside].sum()
         if total - largest >= _DETACHED_SHARE * total:
-            where = "" if names is None else f"sample {name!r}: "
-            pieces.append(f"{where}{len(inside)} pieces, {total - largest} of {total} spots not in the largest")
+            where = "" if names is None else f"sample {str(name)!r}: "
+            pieces.append(
+                f"{where}{len(inside)} pieces, {total - largest} of {total} spots not in the largest"
+            )
     if pieces:
         _say(
             "the neighbour graph is not connected (" + "; ".join(pieces[:5]) + "). Fine when the tissue "

@@ -181,7 +181,9 @@ def prepare(
     """
     config = PreprocessConfig() if config is None else config
     normalised, genes = normalize(check_counts(counts), config)
-    n_components = min(config.n_components, min(normalised.shape) - (normalised.shape[0] <= normalised.shape[1]))
+    n_components = min(
+        config.n_components, min(normalised.shape) - (normalised.shape[0] <= normalised.shape[1])
+    )
     if n_components < config.n_components:
         logger.info("%d spots × %d genes allow %d components", *normalised.shape, n_components)
     pca = PCA(

@@ -43,7 +43,9 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
             )
     elif resolved.type == "mps":
         if not torch.backends.mps.is_available():
-            raise InputError("device 'mps' was asked for, but torch sees no Apple GPU here. Use device='cpu'.")
+            raise InputError(
+                "device 'mps' was asked for, but torch sees no Apple GPU here. Use device='cpu'."
+            )
     elif resolved.type != "cpu":
         raise InputError(f"device must be auto, cpu, cuda, cuda:N or mps; found {device!r}.")
     return resolved

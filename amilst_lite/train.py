@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from .config import NetworkConfig, TrainConfig
 from .errors import TrainingDivergedError
 from .graph import SpatialGraph
 from .nn.discriminators import BilinearDiscriminator, Generator, PairDiscriminator, PriorDiscriminator
+from .nn.layers import BatchNorm
 from .nn.network import AMILSTNetwork, NetworkOutput
 from .nn.sparse import SymmetricAdjacency
 from .runtime import make_generator, spawn_seeds
@@ -85,9 +87,7 @@ def train(
     TrainingDivergedError
         A term is not finite.
     """
-    trainer = Trainer(
-        features, graph, network_config=network_config, config=config, seed=seed, device=device
-    )
+    trainer = Trainer(features, graph, network_config=network_config, config=config, seed=seed, device=device)
     return trainer.run(callback)
 
 
@@ -130,9 +130,9 @@ class Trainer:
         weights = make_generator(weight_seed)
         self.noise = make_generator(noise_seed, self.device)
         members = None if self.config.members == 1 else self.config.members
-        self.network = AMILSTNetwork(
-            features.shape[1], network_config, members, generator=weights
-        ).to(self.device)
+        self.network = AMILSTNetwork(features.shape[1], network_config, members, generator=weights).to(
+            self.device
+        )
         n_f, n_g = self.network.n_f, self.network.n_g
         self.discriminator: nn.Module = (
             PairDiscriminator(n_f, n_g, members, generator=weights)
@@ -193,7 +193,7 @@ class Trainer:
     def _terms(self, output: NetworkOutput) -> dict[str, Tensor]:
         """The network's own terms, each a scalar or (M,)."""
         return {
-            "reconstruction": losses.reconstruction_error(output.reconstruction, self.features),
+            "reconstruction": losses.reconstruction_error(output.reconstruction, getattr(self,"target_features",self.features)),
             "links": self._links(output.latent),
             "kl": losses.gaussian_kl(output.mean, output.log_sigma),
         }
@@ -322,6 +322,21 @@ class Trainer:
         with torch.no_grad():
             self.network.centers.copy_(placed.view(self.network.centers.shape))
 
+    @torch.no_grad()
+    def _calibrate(self) -> None:
+        """Take the statistics of batch normalisation from the whole, uncorrupted section.
+
+        The running ones lag behind (momentum 0.01) and were gathered on masked input: with them
+        the network would compute something else in evaluation than what it was trained for.
+        """
+        self.network.eval()
+        with ExitStack() as stack:
+            for module in self.network.modules():
+                if isinstance(module, BatchNorm):
+                    stack.enter_context(module.measuring())
+            self.network(self.features, self.adjacency)
+        self.network.train()
+
     # --- the whole --------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -349,6 +364,8 @@ class Trainer:
             self._place_centers()
         for epoch in range(c.adversarial_epochs):
             recorder.add(c.epochs + epoch, self._published_adversarial_epoch(epoch))
+        if not self.published:
+            self._calibrate()
         f, g, _ = self.embed()
         self.network.eval()
         rank = self.rank.to(self.device)

@@ -63,7 +63,9 @@ def _check_tensor(estimator: Any, X: torch.Tensor, *, reset: bool) -> torch.Tens
     if X.dtype not in (torch.float32, torch.float64):
         X = X.to(torch.float32)
     if X.ndim != 2 or 0 in X.shape:
-        raise InputError(f"Expected a 2D tensor with at least one row and one column; found {tuple(X.shape)}.")
+        raise InputError(
+            f"Expected a 2D tensor with at least one row and one column; found {tuple(X.shape)}."
+        )
     if not bool(torch.isfinite(X).all()):
         raise InputError("Input contains NaN or infinity. Remove or fill these entries first.")
     if reset:
@@ -90,7 +92,9 @@ def check_vector(values: Any, n: int, name: str) -> np.ndarray:
 def check_number(name: str, value: Any, low: float, *, integer: bool = False, strict: bool = False) -> None:
     """Check that a parameter is a number at or (``strict``) above ``low``; raise `InputError` otherwise."""
     kind = Integral if integer else Real
-    fits = isinstance(value, kind) and not isinstance(value, bool) and (value > low if strict else value >= low)
+    fits = (
+        isinstance(value, kind) and not isinstance(value, bool) and (value > low if strict else value >= low)
+    )
     if not fits:
         what = "an integer" if integer else "a number"
         raise InputError(f"{name} must be {what} {'>' if strict else '>='} {low:g}; found {value!r}.")

@@ -73,7 +73,9 @@ def _squared_distances(X: torch.Tensor, squares: torch.Tensor, centres: torch.Te
     return cross.add_(centres.square().sum(1)[:, None]).clamp_(min=0)
 
 
-def assign(X: torch.Tensor, centres: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def assign(
+    X: torch.Tensor, centres: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """One pass of Lloyd's algorithm over the rows, for every restart.
 
     Parameters
@@ -114,7 +116,9 @@ def assign(X: torch.Tensor, centres: torch.Tensor) -> tuple[torch.Tensor, torch.
     return labels, distances, counts.view(n_restarts, n_clusters), sums.view(n_restarts, n_clusters, d)
 
 
-def lloyd(X: torch.Tensor, centres: torch.Tensor, max_iter: int, tol: float) -> tuple[torch.Tensor, torch.Tensor, int]:
+def lloyd(
+    X: torch.Tensor, centres: torch.Tensor, max_iter: int, tol: float
+) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Lloyd's algorithm for every restart, each stopped when its centres no longer move.
 
     Parameters

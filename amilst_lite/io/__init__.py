@@ -1,1 +1,25 @@
-"""Readers: one file a family of formats."""
+"""Readers, one file a family of formats; `read` recognises which one an input needs."""
+
+from .coordinates import COORDINATE_COLUMNS, join_annotation, join_columns, join_coordinates
+from .dispatch import read
+from .h5ad import read_h5ad
+from .tables import read_table
+from .tenx import read_10x_h5, read_10x_mtx
+from .visium import load_image, read_visium
+from .write import atomic_folder, atomic_path
+
+__all__ = [
+    "COORDINATE_COLUMNS",
+    "atomic_folder",
+    "atomic_path",
+    "join_annotation",
+    "join_columns",
+    "join_coordinates",
+    "load_image",
+    "read",
+    "read_10x_h5",
+    "read_10x_mtx",
+    "read_h5ad",
+    "read_table",
+    "read_visium",
+]

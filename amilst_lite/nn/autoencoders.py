@@ -125,7 +125,12 @@ class GraphDecoder(nn.Module):
     """
 
     def __init__(
-        self, n_in: int, n_features: int, members: int | None = None, *, generator: torch.Generator | None = None
+        self,
+        n_in: int,
+        n_features: int,
+        members: int | None = None,
+        *,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.convolution = GraphConvolution(n_in, n_features, members, generator=generator)

@@ -18,7 +18,9 @@ class BilinearDiscriminator(nn.Module):
         self, n_f: int, n_g: int, members: int | None = None, *, generator: torch.Generator | None = None
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(*lead(members), n_f, n_g).normal_(0.0, 0.02, generator=generator))
+        self.weight = nn.Parameter(
+            torch.empty(*lead(members), n_f, n_g).normal_(0.0, 0.02, generator=generator)
+        )
         self.bias = nn.Parameter(torch.zeros(lead(members)))
 
     def forward(self, f: Tensor, g: Tensor) -> Tensor:
@@ -65,7 +67,9 @@ class PriorDiscriminator(nn.Module):
     Repaired: the published one took the logarithm of a linear output, which is NaN below zero.
     """
 
-    def __init__(self, n_f: int, members: int | None = None, *, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self, n_f: int, members: int | None = None, *, generator: torch.Generator | None = None
+    ) -> None:
         super().__init__()
         self.linear = Dense(n_f, 1, members, init="normal", generator=generator)
 

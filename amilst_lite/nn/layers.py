@@ -9,6 +9,8 @@ there is no such axis: (N, C_in) to (N, C_out).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -129,6 +131,16 @@ class BatchNorm(nn.Module):
             self.eps,
         )
         return normalised.view(x.shape)
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Within: each pass replaces the running statistics by those of its own batch."""
+        training, momentum = self.training, self.momentum
+        self.training, self.momentum = True, 1.0
+        try:
+            yield
+        finally:
+            self.training, self.momentum = training, momentum
 
 
 class DenseBlock(nn.Module):

@@ -1,7 +1,7 @@
 """The whole AMIL-ST network: denoising autoencoder and variational graph autoencoder.
 
-    X ─corrupt─▶ dense blocks ─▶ f ─┬──────────────────────────▶ z = [f, g] ─decoder─▶ X̂
-                                    └─Â─▶ H ─Â─▶ μ, log σ ─▶ g ─┘
+X ─corrupt─▶ dense blocks ─▶ f ─┬──────────────────────────▶ z = [f, g] ─decoder─▶ X̂
+                                └─Â─▶ H ─Â─▶ μ, log σ ─▶ g ─┘
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..config import NetworkConfig
 from .autoencoders import DenoisingEncoder, GraphDecoder, VariationalGraphEncoder, corrupt
-from .layers import DenseBlock, xavier_uniform
+from .layers import Dense, DenseBlock, xavier_uniform
 from .sparse import SymmetricAdjacency
 
 __all__ = ["AMILSTNetwork", "NetworkOutput"]
@@ -72,11 +72,13 @@ class AMILSTNetwork(nn.Module):
         self.graph_encoder = VariationalGraphEncoder(
             self.n_f, config.graph_hidden, self.n_g, members, dropout=config.dropout, generator=generator
         )
-        self.decoder: GraphDecoder | DenseBlock
+        self.decoder: GraphDecoder | DenseBlock | Dense
         if config.decoder == "graph":
             self.decoder = GraphDecoder(n_latent, n_features, members, generator=generator)
         else:
-            self.decoder = DenseBlock(n_latent, n_features, members, dropout=config.dropout, generator=generator)
+            self.decoder = DenseBlock(
+                n_latent, n_features, members, dropout=config.dropout, generator=generator
+            )
         shape = (config.n_centers, n_latent) if members is None else (members, config.n_centers, n_latent)
         self.centers = nn.Parameter(xavier_uniform(shape, generator))
 
@@ -97,6 +99,8 @@ class AMILSTNetwork(nn.Module):
         """(N, [M,] n_f + n_g) → features (N, [M,] C)."""
         if isinstance(self.decoder, GraphDecoder):
             return self.decoder(adjacency, latent)
+        if isinstance(self.decoder, Dense):
+            return self.decoder(latent)
         return self.decoder(latent, generator)
 
     def forward(

@@ -29,7 +29,8 @@ from ..errors import InputError
 
 __all__ = ["SymmetricAdjacency", "propagate"]
 
-# Below this many columns MKL's CSR product beats embedding_bag on a CPU (benchmarks/kernels.py).
+# Up to this many columns MKL's product of a CSR matrix beats embedding_bag on a CPU, by a third to a
+# half; from 20 on it loses, by a half and more at 32 (benchmarks/kernels.py).
 _NARROW = 16
 
 
@@ -76,6 +77,15 @@ class SymmetricAdjacency:
         self.offsets = torch.searchsorted(rows.contiguous(), boundaries).to(integer)  # (N + 1,)
         self.columns = columns.to(integer)  # (E,)
         self.values = coo.values().detach()  # (E,)
+        self._csr = self._make_csr() if _uses_mkl(coo.device) else None
+
+    def _make_csr(self) -> Tensor:
+        """The same matrix as a CSR tensor, sharing memory with ``offsets``, ``columns``, ``values``."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+            return torch.sparse_csr_tensor(
+                self.offsets, self.columns, self.values, self.coo.shape, check_invariants=False
+            )
 
     @property
     def n_nodes(self) -> int:
@@ -112,26 +122,25 @@ class SymmetricAdjacency:
     def _multiply(self, features: Tensor) -> Tensor:
         """Â·H by the fastest reproducible kernel. ``features``: (N, C), float32 or float64; no autograd."""
         features = features.contiguous()
-        values = self.values.to(features.dtype)  # no copy in the usual case
-        if features.shape[0] == 0 or features.shape[1] == 0:
-            return features.clone()
-        on_cpu = features.device.type == "cpu"
-        narrow = features.shape[1] < _NARROW or features.dtype == torch.float64
-        if on_cpu and narrow and torch.backends.mkl.is_available():
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
-                csr = torch.sparse_csr_tensor(
-                    self.offsets, self.columns, values, self.coo.shape, check_invariants=False
-                )
-            return csr @ features
+        if features.numel() == 0:
+            return torch.zeros_like(features)
+        narrow = features.shape[1] <= _NARROW or features.dtype == torch.float64
+        if self._csr is not None and narrow:
+            # Autocast would round both sides of a matrix product to bfloat16.
+            with torch.autocast("cpu", enabled=False):
+                return self._csr.to(features.dtype) @ features
         return functional.embedding_bag(
             self.columns,
             features,
             self.offsets,
             mode="sum",
-            per_sample_weights=values,
+            per_sample_weights=self.values.to(features.dtype),  # no copy in the usual case
             include_last_offset=True,
         )
+
+
+def _uses_mkl(device: torch.device) -> bool:
+    return device.type == "cpu" and torch.backends.mkl.is_available()
 
 
 class _Propagate(torch.autograd.Function):
@@ -140,11 +149,10 @@ class _Propagate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, features: Tensor, adjacency: SymmetricAdjacency) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.adjacency = adjacency
-        # Sums are float32 (or float64) whatever autocast would like; bfloat16 and float16 features
+        # Sums are float32 (or float64) whatever autocast is set to; bfloat16 and float16 features
         # are widened for the sums and their results rounded once, at the end.
         wide = features.dtype if features.dtype == torch.float64 else torch.float32
-        with torch.autocast(features.device.type, enabled=False):
-            return adjacency._multiply(features.to(wide)).to(features.dtype)
+        return adjacency._multiply(features.to(wide)).to(features.dtype)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]

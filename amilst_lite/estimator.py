@@ -1,0 +1,217 @@
+"""`AMILST`: features and coordinates in, embedding and domains out. No AnnData here."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClusterMixin
+
+from .cluster.domains import find_domains
+from .config import Config, preset
+from .errors import InputError
+from .graph import SpatialGraph
+from .refine import majority_vote
+from .runtime import resolve_device, spawn_seeds, synchronize
+from .train import Callback, train
+
+__all__ = ["AMILST"]
+
+logger = logging.getLogger("amilst_lite")
+
+
+class AMILST(ClusterMixin, BaseEstimator):
+    """Spatial domains from arrays.
+
+    Parameters
+    ----------
+    n_domains : int
+        Number of domains K, at least 2.
+    seed : int
+        Decides everything that is random. Same seed, same machine, same number of threads: the
+        same bits. No global generator is touched.
+    preset : str
+        ``"default"`` or ``"published"``; see `amilst_lite.config.PRESETS`.
+    settings : dict, optional
+        Single settings that differ from the preset's, by name: ``{"n_neighbors": 6}``.
+    device : str
+        ``"auto"`` (CUDA when there is one), ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
+    callback : callable, optional
+        Called with (epoch, n_epochs, losses by name) in training.
+
+    Attributes
+    ----------
+    labels_ : ndarray of int64, (N,)
+        Domains 0..K-1, the largest first.
+    refined_labels_ : ndarray of int64, (N,)
+        The same after a majority vote among spatial neighbours.
+    embedding_ : ndarray of float32, (N, C)
+        Latent representation z.
+    probabilities_ : ndarray of float32, (N, K)
+        Probability of every domain; rows sum to one.
+    confidence_ : ndarray of float32, (N,)
+        Probability of the spot's own domain.
+    history_ : dict of str to list of float
+        Every term of the objective, epoch by epoch.
+    graph_ : SpatialGraph
+        The neighbour graph.
+    network_ : AMILSTNetwork
+        The trained network, in evaluation mode.
+    config_ : Config
+        The settings used.
+    seconds_ : dict of str to float
+        Wall-clock time of each stage.
+    n_features_in_ : int
+
+    Examples
+    --------
+    >>> model = AMILST(n_domains=7, seed=0)
+    >>> labels = model.fit_predict(X, coordinates)     # (N, C), (N, 2)
+    """
+
+    def __init__(
+        self,
+        n_domains: int = 7,
+        *,
+        seed: int = 0,
+        preset: str = "default",
+        settings: dict[str, Any] | None = None,
+        device: str = "auto",
+        callback: Callback | None = None,
+    ) -> None:
+        self.n_domains = n_domains
+        self.seed = seed
+        self.preset = preset
+        self.settings = settings
+        self.device = device
+        self.callback = callback
+
+    def resolve_config(self) -> Config:
+        """The preset with the settings applied.
+
+        Raises
+        ------
+        InputError
+            Unknown preset or setting, or a value out of range.
+        """
+        return preset(self.preset).replace(**(self.settings or {}))
+
+    def fit(self, X: Any, coordinates: Any, sample: Sequence[Any] | None = None) -> AMILST:
+        """Find the domains.
+
+        Parameters
+        ----------
+        X : array-like, (N, C)
+            Features of the spots, for example principal components of log-normalised expression.
+            Centred and scaled here.
+        coordinates : array-like, (N, 2) or (N, 3)
+            Positions, any unit.
+        sample : sequence, (N,), optional
+            Section of each spot; no edge crosses sections.
+
+        Raises
+        ------
+        InputError
+            Shapes that do not match, values that are not finite, K below 2 or above N, fewer spots
+            than neighbours, an unknown setting.
+        MissingExtraError
+            Leiden was asked for and igraph is not installed.
+        TrainingDivergedError
+            A term of the objective is not finite.
+        """
+        config = self.resolve_config()
+        features = self._check(X, coordinates)
+        device = resolve_device(self.device)
+        self.seconds_: dict[str, float] = {}
+        train_seed, cluster_seed = spawn_seeds(self.seed, 2)
+
+        with self._timed("graph", device):
+            graph = SpatialGraph.from_coordinates(
+                coordinates,
+                n_neighbors=config.graph.n_neighbors,
+                radius=config.graph.radius,
+                sample=sample,
+            )
+        with self._timed("train", device):
+            result = train(
+                standardize(features) if config.network.standardize else features,
+                graph,
+                network_config=config.network,
+                config=config.train,
+                seed=train_seed,
+                device=device,
+                callback=self.callback,
+            )
+        with self._timed("cluster", device):
+            domains = find_domains(result.f, result.g, graph, self.n_domains, config.cluster, cluster_seed)
+        with self._timed("refine", device):
+            refined = majority_vote(
+                domains.labels, coordinates, n_neighbors=config.cluster.refine_neighbors, sample=sample
+            )
+        self.labels_ = domains.labels
+        self.probabilities_ = domains.probabilities
+        self.confidence_ = domains.probabilities[np.arange(len(features)), domains.labels]
+        self.refined_labels_ = refined
+        self.embedding_ = domains.embedding
+        self.history_ = result.history
+        self.graph_, self.network_, self.config_ = graph, result.network, config
+        self.n_features_in_ = features.shape[1]
+        return self
+
+    def fit_predict(self, X: Any, coordinates: Any, sample: Sequence[Any] | None = None) -> np.ndarray:
+        """`fit`, then ``labels_``."""
+        return self.fit(X, coordinates, sample).labels_
+
+    def _check(self, X: Any, coordinates: Any) -> torch.Tensor:
+        """X as a float32 tensor, once K and the shapes are known to fit."""
+        array = np.asarray(X.detach().cpu() if isinstance(X, torch.Tensor) else X)
+        if array.ndim != 2 or array.shape[1] == 0:
+            raise InputError(f"expected features of shape (spots, features); found shape {array.shape}.")
+        if len(array) != len(coordinates):
+            raise InputError(
+                f"features and coordinates must have one row a spot; found {len(array)} and {len(coordinates)}."
+            )
+        try:
+            array = array.astype(np.float32)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"features must be numbers; found dtype {array.dtype}.") from error
+        if not np.isfinite(array).all():
+            rows = np.flatnonzero(~np.isfinite(array).all(1))
+            raise InputError(
+                f"features must be finite; found NaN or infinity in {len(rows)} spot(s), first row {rows[0]}."
+            )
+        check_n_domains(self.n_domains, len(array))
+        return torch.from_numpy(array)
+
+    @contextmanager
+    def _timed(self, stage: str, device: torch.device) -> Iterator[None]:
+        logger.info("%s", stage)
+        start = time.perf_counter()
+        yield
+        synchronize(device)
+        self.seconds_[stage] = time.perf_counter() - start
+
+
+def check_n_domains(n_domains: int, n_spots: int) -> None:
+    """Raise `InputError` unless 2 ≤ K ≤ number of spots."""
+    if isinstance(n_domains, bool) or not isinstance(n_domains, int | np.integer) or n_domains < 2:
+        raise InputError(f"n_domains must be a whole number of at least 2; found {n_domains!r}.")
+    if n_domains > n_spots:
+        raise InputError(f"{n_domains} domains were asked for, but there are only {n_spots} spots.")
+
+
+def standardize(features: torch.Tensor) -> torch.Tensor:
+    """Centre the columns and scale the whole to a total variance of one.
+
+    The columns keep their relative scale: the first principal components stay the loudest.
+    """
+    centred = features - features.mean(0)
+    total = centred.square().mean(0).sum()
+    if not total > 0:
+        raise InputError("all spots have the same features: there is nothing to tell domains apart by.")
+    return centred / total.sqrt()

@@ -1,0 +1,184 @@
+"""10x Genomics matrices: HDF5 of Cell Ranger 1, 2 and 3+, and Matrix Market folders."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import h5py
+import numpy as np
+import pandas as pd
+from scipy import io as scipy_io
+from scipy import sparse
+
+from ..errors import InputError
+from .files import PathLike, examples, existing, find_one, listing, open_text, reading
+from .matrix import assemble, to_csr
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+GENE_EXPRESSION = "Gene Expression"
+MATRIX_NAMES = ("matrix.mtx.gz", "matrix.mtx")
+
+# in /matrix/features, the columns that go by another name or need no place in var
+_RENAMED_FEATURES = {"name", "id", "gene_id", "feature_type", "_all_tag_keys"}
+
+
+def legacy_genomes(file: h5py.File) -> list[str]:
+    """Names of the groups that hold a matrix as Cell Ranger 1 and 2 wrote it, one for each genome."""
+    needed = {"barcodes", "genes", "data", "indices", "indptr"}
+    return [name for name, group in file.items() if isinstance(group, h5py.Group) and needed <= set(group)]
+
+
+def is_10x(file: h5py.File) -> bool:
+    """Whether an open HDF5 file holds a 10x matrix of any version."""
+    modern = isinstance(file.get("matrix"), h5py.Group) and "features" in file["matrix"]
+    return modern or bool(legacy_genomes(file))
+
+
+def read_10x_h5(path: PathLike, *, genome: str | None = None, gene_expression_only: bool = True) -> AnnData:
+    """Read a 10x HDF5 matrix (Cell Ranger 1, 2 or 3+, Space Ranger; also probe matrices).
+
+    Parameters
+    ----------
+    path
+        E.g. ``filtered_feature_bc_matrix.h5``.
+    genome
+        Take only this genome's genes. Files of Cell Ranger 1 and 2 keep a matrix for each genome:
+        with several, one must be chosen.
+    gene_expression_only
+        Leave out features that are no genes (antibodies, guides, ...).
+
+    Returns
+    -------
+    AnnData
+        n barcodes × d genes. ``X``: counts, CSR, float32. ``var``: named by gene symbol (by probe in
+        a probe matrix); ``gene_ids``, ``feature_types``, ``genome`` and what else the file says of its
+        features (``probe_ids``, ``filtered_probes``, ``probe_region``). ``obs``: ``filtered_barcodes``
+        in a probe matrix.
+
+    Raises
+    ------
+    InputError
+        No such file; no 10x matrix in it; broken; genome missing, or not chosen.
+
+    References
+    ----------
+    10x Genomics, "Feature-Barcode Matrices in HDF5 format", Cell Ranger documentation.
+    """
+    path = existing(path)
+    with reading(path, "a 10x HDF5 matrix"), h5py.File(path, "r") as file:
+        if not is_10x(file):
+            raise InputError(
+                f"{path} is no 10x matrix: expected a group 'matrix' with 'features' (Cell Ranger 3+) or "
+                f"a group for each genome (Cell Ranger 1, 2), found {examples(file, 8)}."
+            )
+        if "matrix" in file:
+            group, genes = file["matrix"], "features/id"
+            features = group["features"]
+            var = pd.DataFrame(index=_text(features["name"]))
+            var["gene_ids"] = _text(features.get("gene_id", features["id"]))
+            if "gene_id" in features:
+                var["probe_ids"] = _text(features["id"])
+            var["feature_types"] = _text(features["feature_type"])
+            for name, column in features.items():
+                if isinstance(column, h5py.Dataset) and name not in _RENAMED_FEATURES:
+                    var[name] = column[:].astype(bool) if column.dtype.kind == "b" else _text(column)
+        else:
+            group, genes = file[_choose_genome(legacy_genomes(file), genome, path)], "genes"
+            var = pd.DataFrame(index=_text(group["gene_names"]))
+            var["gene_ids"] = _text(group["genes"])
+            var["feature_types"] = GENE_EXPRESSION
+            var["genome"] = group.name.strip("/")
+        obs = pd.DataFrame(index=_text(group["barcodes"]))
+        if "filtered_barcodes" in group:
+            obs["filtered_barcodes"] = group["filtered_barcodes"][:].astype(bool)
+        # stored as genes × barcodes in CSC, which is barcodes × genes in CSR
+        arrays = (group["data"][:], group["indices"][:], group["indptr"][:])
+        matrix = to_csr(sparse.csr_matrix(arrays, shape=(len(group["barcodes"]), len(group[genes]))))
+    return _select(assemble(matrix, obs, var, path), path, genome, gene_expression_only)
+
+
+def read_10x_mtx(path: PathLike, *, gene_expression_only: bool = True) -> AnnData:
+    """Read a 10x Matrix Market folder: matrix, barcodes, and genes (v1, v2) or features (v3+).
+
+    Parameters
+    ----------
+    path
+        The folder, or the ``matrix.mtx[.gz]`` in it. Each of the three files may be gzipped, and may
+        have a prefix (``GSM123_matrix.mtx.gz``), the same for all three.
+    gene_expression_only
+        Leave out features that are no genes (antibodies, guides, ...).
+
+    Returns
+    -------
+    AnnData
+        n barcodes × d genes. ``X``: counts, CSR, float32. ``var``: named by gene symbol; ``gene_ids``,
+        ``feature_types``.
+
+    Raises
+    ------
+    InputError
+        No such folder; one of the files is missing or broken; their lengths disagree.
+    """
+    path = existing(path)
+    matrix_path = find_one(path, MATRIX_NAMES) if path.is_dir() else path
+    if matrix_path is None:
+        raise InputError(
+            f"{path} is no Matrix Market folder: expected matrix.mtx or matrix.mtx.gz, found {listing(path)}."
+        )
+    prefix = matrix_path.name.removesuffix(".gz").removesuffix("matrix.mtx")
+    barcodes = _read_names(matrix_path, prefix, ("barcodes",))
+    features = _read_names(matrix_path, prefix, ("features", "genes"))
+    with reading(matrix_path, "a Matrix Market file"):
+        matrix = to_csr(scipy_io.mmread(existing(matrix_path)).T)  # stored as genes × barcodes
+    var = pd.DataFrame(index=pd.Index(features.iloc[:, min(1, features.shape[1] - 1)]))
+    var["gene_ids"] = features[0].to_numpy()
+    var["feature_types"] = features[2].to_numpy() if features.shape[1] > 2 else GENE_EXPRESSION
+    adata = assemble(matrix, pd.DataFrame(index=pd.Index(barcodes[0])), var, matrix_path)
+    return _select(adata, matrix_path, None, gene_expression_only)
+
+
+def _text(dataset: h5py.Dataset) -> np.ndarray:
+    return dataset.asstr()[:].astype(object)
+
+
+def _choose_genome(genomes: list[str], genome: str | None, path: Path) -> str:
+    if genome is None and len(genomes) == 1:
+        return genomes[0]
+    if genome not in genomes:
+        raise InputError(
+            f"{path} holds the genome(s) {examples(genomes, 8)}; "
+            f"{'choose one with' if genome is None else 'there is no'} genome={genome or genomes[0]!r}."
+        )
+    return genome
+
+
+def _read_names(matrix_path: Path, prefix: str, stems: tuple[str, ...]) -> pd.DataFrame:
+    """The text file beside the matrix that names one of its axes, without header; all columns as text."""
+    names = [f"{prefix}{stem}.tsv{ending}" for stem in stems for ending in (".gz", "")]
+    path = next((matrix_path.with_name(name) for name in names if matrix_path.with_name(name).exists()), None)
+    if path is None:
+        raise InputError(f"Beside {matrix_path} there is no {' or '.join(names)}; expected one of them.")
+    # no NA: there are genes called NA and NaN; no quotes: there are genes with a prime
+    with reading(path, "tab-separated names"), open_text(existing(path)) as handle:
+        return pd.read_csv(handle, sep="\t", header=None, dtype=str, na_filter=False, quoting=csv.QUOTE_NONE)
+
+
+def _select(adata: AnnData, path: Path, genome: str | None, gene_expression_only: bool) -> AnnData:
+    """Only the genome and the feature type that are wanted."""
+    wanted = np.ones(adata.n_vars, dtype=bool)
+    if genome is not None:
+        genomes = adata.var["genome"]
+        wanted &= (genomes == _choose_genome(list(genomes.unique()), genome, path)).to_numpy()
+    if gene_expression_only:
+        wanted &= (adata.var["feature_types"] == GENE_EXPRESSION).to_numpy()
+    if not wanted.any():
+        types = adata.var["feature_types"].unique()
+        raise InputError(
+            f"{path} holds no features of the type {GENE_EXPRESSION!r}, only {examples(types)}. "
+            "read_10x_h5 and read_10x_mtx take them with gene_expression_only=False."
+        )
+    return adata if wanted.all() else adata[:, wanted].copy()

@@ -1,0 +1,198 @@
+"""Visium sections as Space Ranger 1 to 4 leaves them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+
+from .. import keys
+from ..errors import AmilstWarning, InputError, MissingExtraError
+from .coordinates import join_columns, join_coordinates
+from .files import PathLike, examples, existing, find_one, listing, open_text, reading
+from .tenx import MATRIX_NAMES, read_10x_h5, read_10x_mtx
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+_log = logging.getLogger("amilst_lite")
+
+POSITIONS = (
+    "tissue_positions.csv",  # Space Ranger 2+
+    "tissue_positions_list.csv",  # Space Ranger 1
+    "tissue_positions.csv.gz",
+    "tissue_positions_list.csv.gz",
+    "tissue_positions.parquet",  # Visium HD
+)
+_COUNTS = ("filtered_feature_bc_matrix.h5", "filtered_feature_bc_matrix", *MATRIX_NAMES, ".h5")
+_IMAGES = {"hires": "tissue_hires_image", "lowres": "tissue_lowres_image"}
+
+
+def find_positions(folder: Path) -> Path | None:
+    """The table of positions in ``folder/spatial`` or in ``folder`` itself, if there is one."""
+    return find_one(folder / "spatial", POSITIONS) or find_one(folder, POSITIONS)
+
+
+def read_visium(
+    path: PathLike,
+    *,
+    genome: str | None = None,
+    library_id: str | None = None,
+    gene_expression_only: bool = True,
+) -> AnnData:
+    """Read a Visium section from Space Ranger's output folder.
+
+    Parameters
+    ----------
+    path
+        Folder with ``filtered_feature_bc_matrix.h5`` or the folder ``filtered_feature_bc_matrix`` and with
+        ``spatial/tissue_positions[_list].csv``; or the counts inside such a folder, to choose among
+        several. Prefixes, and positions beside the counts, are accepted as archives have them.
+    genome, gene_expression_only
+        See `read_10x_h5`.
+    library_id
+        Name of the section in ``uns["spatial"]``; if None the one in the HDF5 file, else the folder's.
+
+    Returns
+    -------
+    AnnData
+        The n spots in tissue. ``X``: counts, CSR, float32. ``obsm["spatial"]``: n × 2, float64, pixels of
+        the full-resolution image, x (column) before y (row). ``obs``: ``in_tissue``, ``array_row``,
+        ``array_col`` and the columns of ``metadata.tsv`` if the folder has one.
+        ``uns["spatial"][library_id]``: ``scalefactors``; ``metadata`` with ``hires_image_path`` and
+        ``lowres_image_path``; ``images``, empty: the slots of scanpy and squidpy, but with the images
+        left on disk (see `load_image`).
+
+    Warns
+    -----
+    AmilstWarning
+        Spots were left out, lack metadata, or names repeat.
+
+    Raises
+    ------
+    InputError
+        Counts or positions are missing, broken, or belong to different sections.
+    """
+    path = existing(path)
+    # a folder with the matrix itself inside is the counts, unless the positions are there too
+    is_section = path.is_dir() and (find_positions(path) is not None or find_one(path, MATRIX_NAMES) is None)
+    folder = path if is_section else path.parent
+    positions = find_positions(folder)
+    if positions is None:
+        raise InputError(
+            f"{folder} holds no positions of the spots: expected spatial/tissue_positions.csv (Space Ranger "
+            f"2+) or spatial/tissue_positions_list.csv (Space Ranger 1), found {listing(folder)}."
+        )
+    counts = _find_counts(folder) if is_section else path
+    if counts.is_dir() or ".mtx" in counts.name:
+        adata = read_10x_mtx(counts, gene_expression_only=gene_expression_only)
+        attributes: dict[str, Any] = {}
+    else:
+        adata = read_10x_h5(counts, genome=genome, gene_expression_only=gene_expression_only)
+        with reading(counts, "a 10x HDF5 matrix"), h5py.File(counts, "r") as file:
+            attributes = {name: np.ravel(value)[0] for name, value in file.attrs.items() if np.size(value)}
+    adata = join_coordinates(adata, positions, copy=False)
+    metadata = find_one(folder, ("metadata.tsv", "metadata.tsv.gz"))
+    if metadata is not None:
+        join_columns(adata, metadata)
+    library = library_id or _as_text(attributes.get("library_ids", folder.resolve().name))
+    adata.uns[keys.SPATIAL] = {library: _describe_images(positions, attributes)}
+    return adata
+
+
+def load_image(adata: AnnData, library_id: str | None = None) -> tuple[np.ndarray, float] | None:
+    """The tissue's image and its scale, for drawing spots over it.
+
+    Parameters
+    ----------
+    adata
+        With ``uns["spatial"]`` as `read_visium`, scanpy or squidpy leave it. Images in memory come
+        first, then those on disk; the high resolution before the low.
+    library_id
+        Which section; None if there is one.
+
+    Returns
+    -------
+    tuple of (numpy.ndarray, float) or None
+        Height × width × 3 or 4 (uint8, or float in [0, 1]), and the factor that takes
+        ``obsm["spatial"]`` to its pixels. None if there is no image, or no longer (with a warning).
+
+    Raises
+    ------
+    MissingExtraError
+        matplotlib, which reads the file, is not installed.
+    InputError
+        The library is unknown or not chosen, or the image file is broken.
+    """
+    libraries = adata.uns.get(keys.SPATIAL, {})
+    if not libraries:
+        return None
+    if library_id is None and len(libraries) == 1:
+        library_id = next(iter(libraries))
+    if library_id not in libraries:
+        raise InputError(f"library_id must be one of {examples(libraries, 12)}; found {library_id!r}.")
+    library = libraries[library_id]
+    for resolution in _IMAGES:
+        scale = library.get("scalefactors", {}).get(f"tissue_{resolution}_scalef")
+        image = library.get("images", {}).get(resolution)
+        path = library.get("metadata", {}).get(f"{resolution}_image_path")
+        if scale is None or (image is None and path is None):
+            continue
+        if image is not None:
+            return np.asarray(image), float(scale)
+        if Path(path).exists():
+            return _read_image(Path(path)), float(scale)
+        message = f"The image {path} is no longer there; going on without it."
+        warnings.warn(message, AmilstWarning, stacklevel=2)
+    return None
+
+
+def _find_counts(folder: Path) -> Path:
+    counts = find_one(folder, _COUNTS)
+    if counts is None:
+        raise InputError(
+            f"{folder} holds positions of spots but no counts: expected filtered_feature_bc_matrix.h5 or the "
+            f"folder filtered_feature_bc_matrix, found {listing(folder)}. Put Space Ranger's matrix there."
+        )
+    return counts
+
+
+def _as_text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _describe_images(positions: Path, attributes: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What ``uns["spatial"]`` says of one section; files carry the positions' prefix, if any."""
+    prefix = positions.name[: positions.name.index("tissue_positions")]
+    folder = positions.parent.resolve()
+    scalefactors: dict[str, float] = {}
+    path = find_one(folder, [f"{prefix}scalefactors_json.json{ending}" for ending in ("", ".gz")])
+    if path is None:
+        _log.info("%s holds no scale factors: spot size and image scale are unknown", folder)
+    else:
+        with reading(path, "scale factors (JSON)"), open_text(existing(path)) as handle:
+            scalefactors = {name: float(value) for name, value in json.load(handle).items()}
+    metadata: dict[str, str] = {}
+    for name in ("chemistry_description", "software_version"):
+        if name in attributes:
+            metadata[name] = _as_text(attributes[name])
+    for resolution, stem in _IMAGES.items():
+        endings = ("png", "jpg", "jpeg", "tif", "tiff")
+        image = find_one(folder, [f"{prefix}{stem}.{ending}" for ending in endings])
+        if image is not None:
+            metadata[f"{resolution}_image_path"] = str(image)
+    return {"images": {}, "scalefactors": scalefactors, "metadata": metadata}
+
+
+def _read_image(path: Path) -> np.ndarray:
+    try:
+        from matplotlib.image import imread
+    except ImportError as error:
+        raise MissingExtraError.for_package("matplotlib", "plot", "reading the tissue image") from error
+    with reading(path, "an image"):
+        return imread(path)

@@ -1,0 +1,412 @@
+"""The neighbour graph against scikit-learn, dense formulas, a golden file and itself permuted."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import sparse
+from scipy.spatial.distance import cdist
+from sklearn.neighbors import kneighbors_graph, radius_neighbors_graph
+
+from amilst_lite.errors import AmilstWarning, InputError
+from amilst_lite.graph import SpatialGraph, _space_filling_order
+
+quick = settings(max_examples=60, deadline=None)
+
+
+def scatter(n=300, dims=2, seed=0):
+    return np.random.default_rng(seed).random((n, dims)) * 1000
+
+
+def build(coordinates, **options):
+    """A graph whose warnings are not the subject of the test."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AmilstWarning)
+        return SpatialGraph.from_coordinates(coordinates, **options)
+
+
+def dense_adjacency(connectivities):
+    a = connectivities.toarray() + np.eye(connectivities.shape[0])
+    d = a.sum(axis=1) ** -0.5
+    return d[:, None] * a * d[None, :]
+
+
+def check_invariants(graph):
+    """What holds for every graph, whatever it was made from."""
+    n = graph.n_spots
+    row, column = graph.edges.numpy()
+    np.testing.assert_array_equal(np.sort(graph.order), np.arange(n))
+    np.testing.assert_array_equal(graph.order[graph.rank], np.arange(n))
+    assert (row != column).all()
+    keys = row * n + column
+    assert (np.diff(keys) > 0).all(), "edges are sorted and none is repeated"
+    np.testing.assert_array_equal(np.sort(column * n + row), keys)
+    np.testing.assert_array_equal(graph.degrees, np.bincount(row, minlength=n))
+    assert graph.n_edges * 2 == len(row)
+    distance = graph.distance_matrix()
+    np.testing.assert_array_equal(distance.indices, graph.connectivities().indices)
+    np.testing.assert_array_equal(distance.toarray(), distance.T.toarray())
+    a_hat = graph.adjacency(dtype=torch.float64)
+    assert a_hat.is_coalesced()
+    indices = a_hat.indices().numpy()
+    assert (np.diff(indices[0] * n + indices[1]) > 0).all()
+    expected = dense_adjacency(graph.connectivities())[np.ix_(graph.order, graph.order)]
+    np.testing.assert_allclose(a_hat.to_dense().numpy(), expected, rtol=1e-12, atol=0)
+
+
+# ---- oracles ----
+
+
+def test_reproduces_the_published_graph_and_its_normalisation(shared_dir):
+    golden = np.load(shared_dir / "golden" / "amilst_reference_120.npz")
+    graph = SpatialGraph.from_coordinates(golden["coordinates"], n_neighbors=12)
+    n = graph.n_spots
+    connected = graph.connectivities().tocoo()
+    published = sorted(zip(golden["edge_rows"].tolist(), golden["edge_cols"].tolist(), strict=True))
+    assert sorted(zip(connected.row.tolist(), connected.col.tolist(), strict=True)) == published
+
+    a_hat = graph.adjacency().to_dense().numpy()[np.ix_(graph.rank, graph.rank)]
+    expected = np.zeros((n, n), np.float32)
+    expected[golden["adj_rows"], golden["adj_cols"]] = golden["adj_norm_values"]
+    np.testing.assert_allclose(a_hat, expected, atol=1e-6)
+    ones = graph.edges.shape[1]
+    assert n * n / (2 * (n * n - ones)) == pytest.approx(float(golden["norm_value"]))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("how", ["union", "mutual"])
+def test_nearest_neighbours_are_scikit_learns(dims, how):
+    coordinates = scatter(400, dims)
+    graph = build(coordinates, n_neighbors=7, symmetrization=how)
+    directed = kneighbors_graph(coordinates, 7, include_self=False)
+    expected = directed.maximum(directed.T) if how == "union" else directed.multiply(directed.T)
+    np.testing.assert_array_equal(graph.connectivities().toarray(), expected.toarray())
+    check_invariants(graph)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_radius_neighbours_are_scikit_learns(dims):
+    coordinates = scatter(400, dims)
+    graph = build(coordinates, radius=120.0)
+    expected = radius_neighbors_graph(coordinates, 120.0, include_self=False)
+    np.testing.assert_array_equal(graph.connectivities().toarray(), expected.toarray())
+    check_invariants(graph)
+
+
+def test_distances_are_the_distances():
+    coordinates = scatter(200)
+    graph = SpatialGraph.from_coordinates(coordinates)
+    connected = graph.connectivities().toarray() > 0
+    expected = np.where(connected, cdist(coordinates, coordinates), 0)
+    np.testing.assert_allclose(graph.distance_matrix().toarray(), expected, rtol=1e-6)
+    row, column = graph.order[graph.edges.numpy()]
+    np.testing.assert_allclose(graph.distances, expected[row, column], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_order_walks_a_hilbert_curve(dims):
+    side = 32 if dims == 2 else 16
+    cells = np.stack(np.meshgrid(*[np.arange(side)] * dims), axis=-1).reshape(-1, dims).astype(float)
+    np.random.default_rng(0).shuffle(cells)
+    steps = np.abs(np.diff(cells[_space_filling_order(cells)], axis=0)).sum(axis=1)
+    assert (steps == 1).all(), "on a full grid each step goes to an adjacent cell"
+
+
+@pytest.mark.slow
+def test_many_dimensions_are_searched_approximately_and_reproducibly():
+    points = np.random.default_rng(0).normal(size=(5000, 10))
+    graph = SpatialGraph.from_coordinates(points, n_neighbors=10)
+    check_again = SpatialGraph.from_coordinates(points, n_neighbors=10)
+    assert torch.equal(graph.edges, check_again.edges)
+    directed = kneighbors_graph(points, 10, include_self=False)
+    exact = directed.maximum(directed.T)
+    assert graph.connectivities().multiply(exact).nnz > 0.9 * exact.nnz
+
+
+def test_a_few_points_in_many_dimensions_are_searched_exactly():
+    points = np.random.default_rng(0).normal(size=(300, 10))
+    directed = kneighbors_graph(points, 5, include_self=False)
+    graph = build(points, n_neighbors=5)
+    np.testing.assert_array_equal(graph.connectivities().toarray(), directed.maximum(directed.T).toarray())
+
+
+# ---- properties ----
+
+grid = hnp.arrays(
+    np.int64, st.tuples(st.integers(2, 60), st.sampled_from([2, 3])), elements=st.integers(0, 4)
+).filter(lambda points: (points != points[0]).any())
+
+
+@quick
+@given(points=grid, k=st.integers(1, 15))
+def test_duplicates_and_ties_never_cost_a_neighbour(points, k):
+    points = points.astype(float)
+    k = min(k, len(points) - 1)
+    graph = build(points, n_neighbors=k)
+    check_invariants(graph)
+    assert (graph.degrees >= k).all()
+    # The nearest k others of each spot, by distance: ties may be broken either way, but each spot's
+    # k shortest edges are as short as the best choice.
+    best = np.sort(cdist(points, points) + np.diag(np.full(len(points), np.inf)), axis=1)[:, :k]
+    lengths = graph.distance_matrix()
+    for spot in range(len(points)):
+        mine = lengths.data[lengths.indptr[spot] : lengths.indptr[spot + 1]]
+        np.testing.assert_allclose(np.sort(mine)[:k], best[spot], rtol=1e-6)
+
+
+@quick
+@given(points=grid, radius=st.floats(0.5, 3))
+def test_radius_holds_with_duplicates(points, radius):
+    graph = build(points, radius=radius)
+    check_invariants(graph)
+    expected = (cdist(points, points) <= radius) & ~np.eye(len(points), dtype=bool)
+    np.testing.assert_array_equal(graph.connectivities().toarray() > 0, expected)
+
+
+@quick
+@given(
+    n=st.integers(8, 80),
+    seed=st.integers(0, 1000),
+    shape=st.sampled_from(["plane", "line", "hexagons"]),
+    how=st.sampled_from(["union", "mutual"]),
+)
+def test_result_does_not_depend_on_the_order_of_the_spots(n, seed, shape, how):
+    rng = np.random.default_rng(seed)
+    points = rng.random((n, 2))
+    if shape == "line":
+        points = np.outer(rng.permutation(n), [3.0, 1.0])
+    elif shape == "hexagons":  # Visium: many exactly equal distances
+        across, down = np.divmod(rng.permutation(n), 8)
+        points = np.column_stack([across * 2.0 + down % 2, down * 2.0])
+    shuffle = rng.permutation(n)
+    one = build(points, n_neighbors=6, symmetrization=how)
+    other = build(points[shuffle], n_neighbors=6, symmetrization=how)
+    check_invariants(one)
+    np.testing.assert_array_equal(points[one.order], points[shuffle][other.order])
+    assert torch.equal(one.edges, other.edges)
+    expected = one.connectivities()[shuffle][:, shuffle]
+    np.testing.assert_array_equal(other.connectivities().toarray(), expected.toarray())
+
+
+def test_same_input_same_bits():
+    graphs = [SpatialGraph.from_coordinates(scatter(2000)) for _ in range(3)]
+    for graph in graphs[1:]:
+        assert torch.equal(graph.edges, graphs[0].edges)
+        assert torch.equal(graph.adjacency().values(), graphs[0].adjacency().values())
+
+
+def test_many_spots_at_one_place_are_joined_in_a_ring_and_said():
+    # As when cells without a position were given (0, 0).
+    coordinates = np.concatenate([np.zeros((500, 2)), scatter(200)])
+    with pytest.warns(AmilstWarning, match="500 of 700 spots share their place with more than 12"):
+        graph = SpatialGraph.from_coordinates(coordinates, n_neighbors=12)
+    check_invariants(graph)
+    assert (graph.degrees >= 12).all()
+    assert graph.degrees.max() <= 500  # nobody is everybody's neighbour
+    assert (graph.distance_matrix()[:500, :500].data == 0).all()
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int64, list, "frame", torch.tensor])
+def test_takes_coordinates_in_any_form(kind):
+    import pandas as pd
+
+    whole = np.round(scatter(50))
+    given = {"frame": pd.DataFrame, list: np.ndarray.tolist}.get(kind)
+    given = given(whole) if given else (kind(whole) if kind is torch.tensor else whole.astype(kind))
+    assert torch.equal(SpatialGraph.from_coordinates(given).edges, SpatialGraph.from_coordinates(whole).edges)
+
+
+# ---- samples ----
+
+
+@pytest.mark.parametrize("options", [{"n_neighbors": 5}, {"radius": 150.0}])
+def test_no_edge_crosses_samples_and_each_is_as_if_alone(options):
+    coordinates = scatter(300)
+    sample = np.array(["b", "a", "c"])[np.random.default_rng(1).integers(0, 3, 300)]
+    graph = build(coordinates, sample=sample, **options)
+    check_invariants(graph)
+    names = sample[graph.order]
+    assert list(names) == sorted(names), "samples are contiguous"
+    connected = graph.connectivities()
+    for name in "abc":
+        inside = sample == name
+        alone = build(coordinates[inside], **options).connectivities()
+        np.testing.assert_array_equal(connected[inside][:, inside].toarray(), alone.toarray())
+        assert connected[inside][:, ~inside].nnz == 0
+
+
+def test_samples_may_be_categories_or_numbers():
+    import pandas as pd
+
+    coordinates = scatter(60)
+    number = np.repeat([10, 2], 30)
+    graph = build(coordinates, sample=number)
+    assert set(graph.order[:30]) == set(range(30, 60))
+    column = pd.Series(number.astype(str), dtype="category")
+    np.testing.assert_array_equal(
+        build(coordinates, sample=column).connectivities().toarray(), graph.connectivities().toarray()
+    )
+
+
+# ---- tiles ----
+
+
+@pytest.mark.parametrize(("max_size", "hops"), [(100, 2), (37, 1), (300, 3), (10_000, 2), (1, 0)])
+def test_tiles_give_what_the_whole_graph_gives(max_size, hops):
+    graph = build(scatter(600), n_neighbors=8, sample=np.repeat([0, 1], 300))
+    features = torch.randn(600, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    whole = features
+    a_hat = graph.adjacency(dtype=torch.float64)
+    for _ in range(hops):
+        whole = a_hat @ whole
+    matrix = a_hat.to_dense()
+    cores = []
+    for tile in graph.tiles(max_size, hops, dtype=torch.float64):
+        assert tile.adjacency.is_coalesced()
+        assert tile.core.stop - tile.core.start <= max_size
+        np.testing.assert_array_equal(tile.adjacency.to_dense(), matrix[tile.nodes[:, None], tile.nodes])
+        part = features[tile.nodes]
+        for _ in range(hops):
+            part = tile.adjacency @ part
+        cores.append((tile.nodes[tile.core], part[tile.core]))
+    torch.testing.assert_close(torch.cat([nodes for nodes, _ in cores]), torch.arange(600))
+    torch.testing.assert_close(torch.cat([part for _, part in cores]), whole, rtol=1e-12, atol=1e-14)
+
+
+def test_tiles_refuse_nonsense():
+    graph = SpatialGraph.from_coordinates(scatter(50))
+    with pytest.raises(InputError, match="max_size"):
+        next(graph.tiles(0, 1))
+    with pytest.raises(InputError, match="hops"):
+        next(graph.tiles(10, -1))
+
+
+# ---- what is refused ----
+
+
+def test_refuses_coordinates_that_are_not_finite():
+    coordinates = scatter(50)
+    coordinates[[3, 7], 0] = np.nan, np.inf
+    with pytest.raises(InputError, match=r"2 of 50 spots have NaN or infinite .*first rows: 3, 7"):
+        SpatialGraph.from_coordinates(coordinates)
+
+
+@pytest.mark.parametrize("shape", [(50,), (50, 1), (0, 2), (5, 2, 2)])
+def test_refuses_wrong_shapes(shape):
+    with pytest.raises(InputError, match="2 or 3 columns"):
+        SpatialGraph.from_coordinates(np.zeros(shape))
+
+
+def test_refuses_coordinates_that_are_no_numbers():
+    with pytest.raises(InputError, match="matrix of numbers"):
+        SpatialGraph.from_coordinates([["a", "b"]] * 20)
+
+
+@pytest.mark.parametrize("options", [{}, {"radius": 1.0}])
+def test_refuses_all_spots_at_one_place(options):
+    with pytest.raises(InputError, match=r"all 20 spots lie at one place, \[3\.0, 3\.0\]"):
+        SpatialGraph.from_coordinates(np.full((20, 2), 3.0), **options)
+
+
+def test_refuses_too_few_spots_and_names_the_sample():
+    with pytest.raises(InputError, match=r"12 spots are too few .* n_neighbors=11"):
+        SpatialGraph.from_coordinates(scatter(12))
+    with pytest.raises(InputError, match=r"5 spots of sample 'small'"):
+        SpatialGraph.from_coordinates(scatter(50), sample=["large"] * 45 + ["small"] * 5)
+    with pytest.raises(InputError, match="1 spots are too few"):
+        SpatialGraph.from_coordinates([[0.0, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"n_neighbors": 0}, "n_neighbors"),
+        ({"n_neighbors": 2.5}, "n_neighbors"),
+        ({"n_neighbors": True}, "n_neighbors"),
+        ({"radius": 0}, "radius"),
+        ({"radius": -1.0}, "radius"),
+        ({"radius": float("nan")}, "radius"),
+        ({"symmetrization": "both"}, "symmetrization"),
+        ({"sample": ["a"] * 3}, "one sample for each of 50"),
+        ({"sample": ["a"] * 49 + [None]}, "1 of 50 spots have no sample"),
+    ],
+)
+def test_refuses_options_that_mean_nothing(options, said):
+    with pytest.raises(InputError, match=said):
+        SpatialGraph.from_coordinates(scatter(50), **options)
+
+
+def test_refuses_a_radius_in_the_wrong_unit():
+    with pytest.raises(InputError, match=r"radius=800 gives about [\d,]+ neighbours.*unit"):
+        SpatialGraph.from_coordinates(scatter(3000), radius=800.0)
+
+
+# ---- what is warned of ----
+
+
+def test_warns_of_spots_without_neighbours():
+    coordinates = np.concatenate([scatter(100), [[9e4, 9e4]]])
+    with pytest.warns(AmilstWarning, match="1 of 101 spots have no neighbour"):
+        graph = SpatialGraph.from_coordinates(coordinates, radius=300.0)
+    check_invariants(graph)
+    assert graph.degrees[graph.rank[100]] == 0
+    assert graph.n_components == 2
+
+
+def test_warns_of_a_section_in_pieces():
+    coordinates = np.concatenate([scatter(100), scatter(60) + 9e4])
+    with pytest.warns(AmilstWarning, match="2 pieces, 60 of 160 spots not in the largest"):
+        graph = SpatialGraph.from_coordinates(coordinates)
+    assert graph.n_components == 2
+    with pytest.warns(AmilstWarning, match="sample 's': 2 pieces"):
+        SpatialGraph.from_coordinates(
+            np.concatenate([coordinates, scatter(80)]), sample=["s"] * 160 + ["t"] * 80
+        )
+
+
+def test_two_samples_are_not_two_pieces():
+    coordinates = np.concatenate([scatter(100), scatter(100, seed=1)])
+    graph = SpatialGraph.from_coordinates(coordinates, sample=np.repeat([1, 2], 100))
+    assert graph.n_components == 2
+
+
+def test_a_speck_beside_the_section_is_not_worth_a_warning():
+    coordinates = np.concatenate([scatter(3000), scatter(13) + 9e4])
+    assert SpatialGraph.from_coordinates(coordinates).n_components == 2
+
+
+# ---- memory ----
+
+MEASURE = """
+import resource, sys, numpy as np
+from amilst_lite.graph import SpatialGraph
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+coordinates = np.random.default_rng(0).random((50_000, 2))
+graph = SpatialGraph.from_coordinates(coordinates)
+graph.adjacency(); graph.connectivities(); graph.distance_matrix()
+for tile in graph.tiles(10_000, 2): pass
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kibibytes of RSS as Linux counts them")
+def test_memory_grows_with_the_spots_not_their_square():
+    done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
+    # An N × N matrix of bits would take 313 MB, of bytes 2.5 GB.
+    assert int(done.stdout) < 200 * 1024
+
+
+def test_scipy_matrices_are_canonical():
+    graph = SpatialGraph.from_coordinates(scatter(100))
+    for matrix in (graph.connectivities(), graph.distance_matrix()):
+        assert sparse.isspmatrix_csr(matrix) and matrix.has_canonical_format
+        assert matrix.dtype == np.float32

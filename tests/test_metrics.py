@@ -1,0 +1,262 @@
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.spatial.distance import cdist
+from sklearn.metrics import silhouette_score
+
+from amilst_lite import metrics
+from amilst_lite.errors import InputError
+
+
+@pytest.fixture
+def section():
+    """300 spots at random places, four domains in patches, a tenth of the labels scattered."""
+    rng = np.random.default_rng(0)
+    coordinates = rng.uniform(0, [30, 10], size=(300, 2))
+    labels = (coordinates[:, 0] // 8).astype(int)
+    astray = rng.random(300) < 0.1
+    labels[astray] = rng.integers(0, 4, size=astray.sum())
+    return labels, coordinates
+
+
+# ------------------------------------------------------------------------------------------ agreement
+
+
+def _ari_by_pairs(truth, labels):
+    """Adjusted Rand index, literally over all pairs of spots."""
+    both = first = second = total = 0
+    for i, j in itertools.combinations(range(len(truth)), 2):
+        same_first, same_second = truth[i] == truth[j], labels[i] == labels[j]
+        both += same_first and same_second
+        first += same_first
+        second += same_second
+        total += 1
+    chance = first * second / total
+    return (both - chance) / ((first + second) / 2 - chance)
+
+
+def _entropy(*columns):
+    _, counts = np.unique(np.stack(columns), axis=1, return_counts=True)
+    share = counts / counts.sum()
+    return -(share * np.log(share)).sum()
+
+
+def test_agreement_against_the_formulas():
+    rng = np.random.default_rng(1)
+    truth = rng.integers(0, 4, size=60)
+    labels = np.where(rng.random(60) < 0.6, truth, rng.integers(0, 5, size=60))
+    h_truth, h_labels, h_both = _entropy(truth), _entropy(labels), _entropy(truth, labels)
+    shared = h_truth + h_labels - h_both
+    found = metrics.agreement(truth, labels)
+    assert found == {
+        "ari": pytest.approx(_ari_by_pairs(truth, labels)),
+        "nmi": pytest.approx(2 * shared / (h_truth + h_labels)),
+        "homogeneity": pytest.approx(shared / h_truth),
+        "completeness": pytest.approx(shared / h_labels),
+        "n_scored": 60,
+    }
+    assert metrics.adjusted_rand_index(truth, labels) == found["ari"]
+    assert metrics.normalized_mutual_info(truth, labels) == found["nmi"]
+    assert metrics.homogeneity(truth, labels) == found["homogeneity"]
+    assert metrics.completeness(truth, labels) == found["completeness"]
+
+
+def test_names_do_not_matter_and_the_types_may_differ():
+    truth = pd.Series(pd.Categorical(["L1", "L1", "WM", "WM", "L2"], categories=["WM", "L2", "L1", "L9"]))
+    found = metrics.agreement(truth, np.array([7, 7, 0, 0, 3]))
+    assert found["ari"] == found["nmi"] == 1 and found["n_scored"] == 5
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), "", "  ", pd.NA])
+def test_spots_without_annotation_are_left_out(missing):
+    truth = np.array(["a", "a", "b", "b", "b"], dtype=object)
+    labels = np.array([0, 1, 1, 1, 1])
+    expected = metrics.agreement(truth, labels)
+    more = np.array([*truth, missing, missing], dtype=object)
+    assert metrics.agreement(more, [*labels, 0, 5]) == expected
+    # and on the other side
+    assert metrics.agreement([*truth, "a"], np.array([*labels, missing], dtype=object)) == expected
+
+
+def test_missing_in_floats_and_categoricals():
+    labels = [0, 0, 1, 1]
+    assert metrics.agreement(np.array([1.0, np.nan, 2.0, 2.0]), labels)["n_scored"] == 3
+    assert metrics.agreement(pd.Categorical(["x", None, "y", "y"]), labels)["n_scored"] == 3
+
+
+@pytest.mark.parametrize(
+    ("truth", "labels"),
+    [
+        ([1, 2, 3], [1, 2]),
+        (["a", None, None], [1, 2, 3]),
+        ([], []),
+        ([[1, 2], [3, 4]], [1, 2]),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(truth, labels):
+    for score in (metrics.agreement, metrics.adjusted_rand_index, metrics.homogeneity):
+        with pytest.raises(InputError):
+            score(truth, labels)
+
+
+# ----------------------------------------------------------------------------------------- continuity
+
+
+def _brute_chaos(labels, coordinates):
+    scaled = (coordinates - coordinates.mean(axis=0)) / coordinates.std(axis=0, ddof=1)
+    distance = cdist(scaled, scaled)
+    np.fill_diagonal(distance, np.inf)
+    distance[labels[:, None] != labels] = np.inf
+    nearest = distance.min(axis=1)
+    return nearest[np.isfinite(nearest)].sum() / len(labels)
+
+
+def _brute_pas(labels, coordinates):
+    distance = cdist(coordinates, coordinates)
+    np.fill_diagonal(distance, np.inf)
+    nearest = np.argsort(distance, axis=1)[:, :10]
+    return np.mean((labels[nearest] != labels[:, None]).sum(axis=1) >= 6)
+
+
+def test_continuity_against_brute_force(section):
+    labels, coordinates = section
+    assert metrics.chaos(labels, coordinates) == pytest.approx(_brute_chaos(labels, coordinates))
+    assert metrics.pas(labels, coordinates) == pytest.approx(_brute_pas(labels, coordinates))
+    assert 0.02 < metrics.pas(labels, coordinates) < 0.5
+    exact = silhouette_score(coordinates, labels)
+    assert metrics.spatial_silhouette(labels, coordinates) == pytest.approx(exact)
+    assert metrics.continuity(labels, coordinates) == {
+        "chaos": metrics.chaos(labels, coordinates),
+        "pas": metrics.pas(labels, coordinates),
+        "silhouette": metrics.spatial_silhouette(labels, coordinates),
+    }
+
+
+def test_six_of_ten_is_abnormal_and_five_is_not():
+    ring = np.exp(2j * np.pi * np.arange(10) / 10)
+    coordinates = np.vstack([[0.0, 0.0], np.stack([ring.real, ring.imag], axis=1)])
+    for others, abnormal in ((5, False), (6, True)):
+        labels = np.array([0] + [1] * others + [0] * (10 - others))
+        # eleven spots: the ten neighbours of each are all the others
+        in_ring = [(labels == label).sum() for label in labels]
+        expected = np.mean([11 - same >= 6 for same in in_ring])
+        assert metrics.pas(labels, coordinates) == pytest.approx(expected)
+        assert (11 - in_ring[0] >= 6) == abnormal
+
+
+def test_smoother_labels_score_better(section):
+    _, coordinates = section
+    bands = (coordinates[:, 0] // 8).astype(int)
+    shuffled = np.random.default_rng(2).permutation(bands)
+    smooth, rough = metrics.continuity(bands, coordinates), metrics.continuity(shuffled, coordinates)
+    assert smooth["chaos"] < rough["chaos"]
+    assert smooth["pas"] < 0.1 < 0.5 < rough["pas"]
+    assert smooth["silhouette"] > rough["silhouette"]
+
+
+def test_units_names_and_order_do_not_matter(section):
+    labels, coordinates = section
+    expected = metrics.continuity(labels, coordinates)
+    order = np.random.default_rng(3).permutation(len(labels))
+    names = np.array(["d", "b", "a", "c"])[labels]
+    found = metrics.continuity(names[order], 65.0 * coordinates[order] + 1000)
+    assert found == pytest.approx(expected)
+
+
+def test_spots_at_one_place_are_not_their_own_neighbours():
+    coordinates = np.zeros((30, 2))
+    coordinates[:, 0] = np.repeat([0.0, 1.0], 15)  # more doubles than neighbours looked at
+    labels = np.repeat([0, 1], 15)
+    assert metrics.pas(labels, coordinates) == 0
+    assert metrics.chaos(labels, coordinates) == 0
+    assert metrics.pas(np.arange(30), coordinates) == 1
+
+
+def test_few_spots_and_single_ones():
+    coordinates = np.array([[0.0, 0], [1, 0], [5, 0]])  # on a line, fewer than ten neighbours
+    assert metrics.pas([0, 0, 1], coordinates) == pytest.approx(1 / 3)
+    # the domain of one spot adds nothing
+    assert metrics.chaos([0, 0, 1], coordinates) == pytest.approx(2 / coordinates[:, 0].std(ddof=1) / 3)
+    assert math.isnan(metrics.spatial_silhouette([0, 0, 0], coordinates))
+    assert math.isnan(metrics.spatial_silhouette([0, 1, 2], coordinates))
+    alone = metrics.continuity(["x", "x", "x"], coordinates)
+    assert alone["pas"] == 0 and math.isnan(alone["silhouette"])
+
+
+def test_unlabelled_spots_are_left_out(section):
+    labels, coordinates = section
+    expected = metrics.continuity(labels, coordinates)
+    more = np.array([*labels, None, ""], dtype=object)
+    places = np.vstack([coordinates, [[5, 5], [np.nan, np.nan]]])
+    assert metrics.continuity(more, places) == pytest.approx(expected)
+    assert metrics.chaos(more, places) == pytest.approx(expected["chaos"])
+
+
+def test_sections_are_scored_apart(section):
+    labels, coordinates = section
+    alone = metrics.continuity(labels, coordinates)
+    # the same section twice, one laid over the other
+    twice = metrics.continuity(np.tile(labels, 2), np.tile(coordinates, (2, 1)), np.repeat(["a", "b"], 300))
+    assert twice == pytest.approx(alone)
+    # a smaller one weighs less
+    part = metrics.continuity(labels[:100], coordinates[:100])
+    both = metrics.continuity(
+        np.r_[labels, labels[:100]],
+        np.vstack([coordinates, coordinates[:100]]),
+        np.repeat([0, 1], [300, 100]),
+    )
+    assert both["pas"] == pytest.approx(0.75 * alone["pas"] + 0.25 * part["pas"])
+
+
+def test_silhouette_of_many_spots_is_sampled_with_a_seed():
+    rng = np.random.default_rng(4)
+    coordinates = rng.uniform(size=(4000, 2))
+    labels = (3 * coordinates[:, 0]).astype(int)
+    labels[17] = 9  # a domain of one spot: it must not get lost
+    exact = metrics.spatial_silhouette(labels, coordinates)
+    sampled = metrics.spatial_silhouette(labels, coordinates, max_spots=800, seed=1)
+    assert sampled != exact and sampled == pytest.approx(exact, abs=0.05)
+    assert sampled == metrics.spatial_silhouette(labels, coordinates, max_spots=800, seed=1)
+    assert sampled != metrics.spatial_silhouette(labels, coordinates, max_spots=800, seed=2)
+
+
+def test_the_callers_generator_is_untouched(section):
+    np.random.seed(1)  # noqa: NPY002
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    metrics.spatial_silhouette(*section, max_spots=50)
+    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+
+
+def test_bad_coordinates_are_refused(section):
+    labels, coordinates = section
+    holed = coordinates.copy()
+    holed[3, 1] = np.nan
+    for score in (metrics.chaos, metrics.pas, metrics.spatial_silhouette, metrics.continuity):
+        with pytest.raises(InputError, match="one row for each"):
+            score(labels[:-1], coordinates)
+        with pytest.raises(InputError, match="finite"):
+            score(labels, holed)
+        with pytest.raises(InputError, match="at least 2"):
+            score([1, None, None], coordinates[:3])
+    with pytest.raises(InputError, match="n_neighbors"):
+        metrics.pas(labels, coordinates, 0)
+    with pytest.raises(InputError, match="max_spots"):
+        metrics.spatial_silhouette(labels, coordinates, max_spots=1)
+    with pytest.raises(InputError, match="sample"):
+        metrics.continuity(labels, coordinates, [None] * 300)
+
+
+def test_a_hundred_thousand_spots_need_no_square_matrix():
+    import tracemalloc
+
+    rng = np.random.default_rng(5)
+    coordinates = rng.uniform(size=(100_000, 2))
+    labels = (5 * coordinates[:, 0]).astype(int)
+    tracemalloc.start()
+    metrics.continuity(labels, coordinates)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 400e6  # N×N bytes would be 10 GB
