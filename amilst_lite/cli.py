@@ -299,9 +299,9 @@ def _annotate(adata: AnnData, annotation: str | None) -> str | None:
         raise InputError(
             f"--annotation {annotation!r} is neither a column of obs (there are: {columns}) nor a file."
         )
-    from . import io, pipeline
+    from . import io
 
-    return pipeline.label_column(adata, io.join_annotation(adata, annotation))
+    return io.join_annotation(adata, annotation)
 
 
 # --- what is said -----------------------------------------------------------------------------

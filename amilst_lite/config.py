@@ -16,6 +16,7 @@ __all__ = [
     "PRESETS",
     "ClusterConfig",
     "Config",
+    "FilterConfig",
     "GraphConfig",
     "NetworkConfig",
     "PreprocessConfig",
@@ -58,16 +59,19 @@ class PreprocessConfig(_Checked):
     """From counts to features."""
 
     min_spots: int = _option(3, "drop genes seen in fewer spots than this", minimum=0)
+    n_top_genes: int | None = _option(
+        3000, "keep so many genes, by variance of their Pearson residuals (none: all)", minimum=1
+    )
+    top_up: float = _option(
+        0.5, "fill shallower spots from their neighbours up to this share of the median depth", minimum=0.0
+    )
     target_sum: float | None = _option(
         None, "total to which each spot is scaled (none: the median total)", minimum=1e-12
     )
     max_fraction: float | None = _option(
         None, "leave genes above this share of any spot out of the totals", minimum=0.0
     )
-    max_value: float | None = _option(
-        None, "clip standardised expression to plus or minus this value", minimum=0.0
-    )
-    scale_genes: bool = _option(True, "scale each gene to unit variance")
+    scale_genes: bool = _option(False, "scale each gene to unit variance")
     n_components: int = _option(30, "number of principal components", minimum=1)
 
 
@@ -82,6 +86,17 @@ class GraphConfig(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FilterConfig(_Checked):
+    """From the features to what the network sees."""
+
+    standardize: bool = _option(True, "scale the features to a total variance of one")
+    noise_band: float | None = _option(
+        0.1, "share of the roughest spatial frequencies taken for noise (none: no filter)", minimum=0.0, below=1.0
+    )
+    filter_degree: int = _option(128, "degree of the filter's polynomials", minimum=4)
+
+
+@dataclass(frozen=True, kw_only=True)
 class NetworkConfig(_Checked):
     """Shape of the network."""
 
@@ -92,7 +107,7 @@ class NetworkConfig(_Checked):
     graph_latent: int = _option(8, "width of g", minimum=1)
     dropout: float = _option(0.0, "dropout rate", minimum=0.0, below=1.0)
     decoder: str = _option(
-        "graph",
+        "linear",
         "linear: affine map; graph: linear graph convolution; dense: the published block",
         choices=("linear", "graph", "dense"),
     )
@@ -110,13 +125,15 @@ class TrainConfig(_Checked):
     adversarial_epochs: int = _option(
         0, "epochs of the published second phase (clustering term, adversarial steps)", minimum=0
     )
-    members: int = _option(1, "networks trained side by side, from different random starts", minimum=1)
+    members: int = _option(
+        4, "networks trained side by side from different starts (fewer above 10,000 spots)", minimum=1
+    )
     learning_rate: float = _option(0.01, "Adam's rate for the network", minimum=0.0)
     weight_decay: float = _option(1e-4, "weight decay of the network", minimum=0.0)
     player_learning_rate: float = _option(0.001, "Adam's rate for discriminators and generator", minimum=0.0)
     corruption: float = _option(0.3, "share of the input that is masked", minimum=0.0, below=1.0)
     corrupt_per: str = _option("entry", "mask single entries or whole spots", choices=("entry", "spot"))
-    reconstruction_weight: float = _option(10.0, "weight of the reconstruction", minimum=0.0)
+    reconstruction_weight: float = _option(100.0, "weight of the reconstruction", minimum=0.0)
     link_weight: float = _option(0.1, "weight of links and KL divergence", minimum=0.0)
     link_loss: str = _option(
         "sampled",
@@ -134,6 +151,17 @@ class ClusterConfig(_Checked):
 
     method: str = _option("gmm", "gmm, kmeans or leiden", choices=("gmm", "kmeans", "leiden"))
     covariance_type: str = _option("tied", "covariances of the mixture, by scikit-learn's or mclust's names")
+    covariance_prior: float = _option(
+        500.0, "spots' worth of belief that the mixture's components are spherical", minimum=0.0
+    )
+    cluster_on: str = _option(
+        "consensus",
+        "consensus: what features and reconstructions agree on; latent: z itself",
+        choices=("consensus", "latent"),
+    )
+    network_share: float = _option(
+        1 / 3, "weight of the reconstructions in the consensus, the rest being the features'", minimum=0.0
+    )
     n_init: int = _option(40, "random starts of the clustering", minimum=1)
     leiden_neighbors: int = _option(20, "neighbours in the embedding for Leiden", minimum=1)
     refine_neighbors: int = _option(6, "spatial neighbours that vote in the refinement", minimum=1)
@@ -145,6 +173,7 @@ class Config:
 
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     graph: GraphConfig = field(default_factory=GraphConfig)
+    filter: FilterConfig = field(default_factory=FilterConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -189,17 +218,27 @@ PRESETS: dict[str, Config] = {
     "default": Config(),
     # The published program's settings, so that results can be compared with its own.
     "published": Config(
-        preprocess=PreprocessConfig(target_sum=1.0, max_fraction=0.05, n_components=200),
+        preprocess=PreprocessConfig(
+            n_top_genes=None,
+            top_up=0.0,
+            target_sum=1.0,
+            max_fraction=0.05,
+            scale_genes=True,
+            n_components=200,
+        ),
+        filter=FilterConfig(standardize=False, noise_band=None),
         network=NetworkConfig(dropout=0.2, decoder="dense", discriminator="published"),
         train=TrainConfig(
             epochs=200,
             adversarial_epochs=200,
+            members=1,
+            reconstruction_weight=10.0,
             weight_decay=0.01,
             corruption=0.0,
             link_loss="masked",
             mutual_information_weight=0.01,
         ),
-        cluster=ClusterConfig(method="leiden"),
+        cluster=ClusterConfig(method="leiden", covariance_prior=0.0, cluster_on="latent"),
     ),
 }
 """Named configurations: ``default``, and ``published`` for comparison with the paper's program."""

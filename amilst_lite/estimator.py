@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -13,9 +14,11 @@ import torch
 from sklearn.base import BaseEstimator, ClusterMixin
 
 from .cluster.domains import find_domains
-from .config import Config, preset
+from .config import Config, FilterConfig, GraphConfig, TrainConfig, preset
 from .errors import InputError
 from .graph import SpatialGraph
+from .nn.filters import wiener_filter
+from .nn.sparse import SymmetricAdjacency
 from .refine import majority_vote
 from .runtime import resolve_device, spawn_seeds, synchronize
 from .train import Callback, train
@@ -23,6 +26,9 @@ from .train import Callback, train
 __all__ = ["AMILST"]
 
 logger = logging.getLogger("amilst_lite")
+
+_MEMBER_SPOTS = 40_000  # spots × networks trained at once, at most
+_LEAST_SIGNAL = 1e-6  # share of the variance below which a filtered section holds nothing
 
 
 class AMILST(ClusterMixin, BaseEstimator):
@@ -101,7 +107,14 @@ class AMILST(ClusterMixin, BaseEstimator):
         """
         return preset(self.preset).replace(**(self.settings or {}))
 
-    def fit(self, X: Any, coordinates: Any, sample: Sequence[Any] | None = None) -> AMILST:
+    def fit(
+        self,
+        X: Any,
+        coordinates: Any,
+        sample: Sequence[Any] | None = None,
+        *,
+        graph: SpatialGraph | None = None,
+    ) -> AMILST:
         """Find the domains.
 
         Parameters
@@ -113,6 +126,8 @@ class AMILST(ClusterMixin, BaseEstimator):
             Positions, any unit.
         sample : sequence, (N,), optional
             Section of each spot; no edge crosses sections.
+        graph : SpatialGraph, optional
+            The neighbour graph of these coordinates, when it has been made already.
 
         Raises
         ------
@@ -128,36 +143,39 @@ class AMILST(ClusterMixin, BaseEstimator):
         features = self._check(X, coordinates)
         device = resolve_device(self.device)
         self.seconds_: dict[str, float] = {}
-        train_seed, cluster_seed = spawn_seeds(self.seed, 2)
+        filter_seed, train_seed, cluster_seed = spawn_seeds(self.seed, 3)
 
-        with self._timed("graph", device):
-            graph = SpatialGraph.from_coordinates(
-                coordinates,
-                n_neighbors=config.graph.n_neighbors,
-                radius=config.graph.radius,
-                sample=sample,
-            )
+        if graph is None:
+            with self._timed("graph", device):
+                graph = build_graph(coordinates, config.graph, sample)
+        with self._timed("filter", device):
+            features = filter_features(features, graph, config.filter, filter_seed, device)
         with self._timed("train", device):
             result = train(
-                standardize(features) if config.network.standardize else features,
+                features,
                 graph,
                 network_config=config.network,
-                config=config.train,
+                config=limit_members(config.train, len(features)),
                 seed=train_seed,
                 device=device,
                 callback=self.callback,
             )
         with self._timed("cluster", device):
-            domains = find_domains(result.f, result.g, graph, self.n_domains, config.cluster, cluster_seed)
+            if config.cluster.cluster_on == "consensus":
+                embedding = consensus(features, result.reconstruction.cpu(), config.cluster.network_share)
+            else:
+                embedding = result.latent.flatten(1).cpu()
+            self.embedding_ = embedding.numpy()
+            domains = find_domains(
+                self.embedding_, self.n_domains, config.cluster, seed=cluster_seed, device=device
+            )
         with self._timed("refine", device):
-            refined = majority_vote(
+            self.refined_labels_ = majority_vote(
                 domains.labels, coordinates, n_neighbors=config.cluster.refine_neighbors, sample=sample
             )
         self.labels_ = domains.labels
         self.probabilities_ = domains.probabilities
-        self.confidence_ = domains.probabilities[np.arange(len(features)), domains.labels]
-        self.refined_labels_ = refined
-        self.embedding_ = domains.embedding
+        self.confidence_ = domains.confidence
         self.history_ = result.history
         self.graph_, self.network_, self.config_ = graph, result.network, config
         self.n_features_in_ = features.shape[1]
@@ -205,6 +223,13 @@ def check_n_domains(n_domains: int, n_spots: int) -> None:
         raise InputError(f"{n_domains} domains were asked for, but there are only {n_spots} spots.")
 
 
+def build_graph(coordinates: Any, config: GraphConfig, sample: Sequence[Any] | None = None) -> SpatialGraph:
+    """The neighbour graph that a configuration asks for."""
+    return SpatialGraph.from_coordinates(
+        coordinates, n_neighbors=config.n_neighbors, radius=config.radius, sample=sample
+    )
+
+
 def standardize(features: torch.Tensor) -> torch.Tensor:
     """Centre the columns and scale the whole to a total variance of one.
 
@@ -215,3 +240,41 @@ def standardize(features: torch.Tensor) -> torch.Tensor:
     if not total > 0:
         raise InputError("all spots have the same features: there is nothing to tell domains apart by.")
     return centred / total.sqrt()
+
+
+def filter_features(
+    features: torch.Tensor, graph: SpatialGraph, config: FilterConfig, seed: int, device: torch.device
+) -> torch.Tensor:
+    """What the network sees of the features: filtered and standardised, in the caller's order.
+
+    Where the filter finds nothing but noise in every column, the features pass unfiltered.
+    """
+    if config.noise_band is not None:
+        # on a scale of one, so that float32 serves features of any unit
+        filtered, _ = wiener_filter(
+            standardize(features)[torch.from_numpy(graph.order)].to(device),
+            SymmetricAdjacency(graph.adjacency(device)),
+            noise_band=config.noise_band,
+            degree=config.filter_degree,
+            seed=seed,
+        )
+        if filtered.var(0).sum() > _LEAST_SIGNAL:
+            features = filtered.cpu()[torch.from_numpy(graph.rank)]
+    return standardize(features) if config.standardize else features
+
+
+def limit_members(config: TrainConfig, n_spots: int) -> TrainConfig:
+    """Fewer networks where there are many spots: they cost as much as spots, and vary less there."""
+    members = min(config.members, max(1, _MEMBER_SPOTS // n_spots))
+    return dataclasses.replace(config, members=members)
+
+
+def consensus(features: torch.Tensor, reconstruction: torch.Tensor, share: float) -> torch.Tensor:
+    """Weighted mean of the features and of the members' mean reconstruction: (N, C).
+
+    Each member's z has coordinates of its own, but decoded they all speak of the same features, so
+    that there they can be averaged, in linear memory and without matching labels. What the members
+    agree on stays, what the start of one decided fades.
+    """
+    mean = reconstruction if reconstruction.ndim == 2 else reconstruction.mean(1)
+    return torch.lerp(features, mean, share)

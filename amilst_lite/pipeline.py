@@ -22,7 +22,7 @@ from scipy.spatial import cKDTree
 from . import keys, metrics, plot
 from .config import Config
 from .errors import InputError, MissingExtraError, MissingKeyError
-from .estimator import AMILST, check_n_domains
+from .estimator import AMILST, build_graph, check_n_domains
 from .preprocess import prepare
 from .runtime import peak_memory, resolve_device, spawn_seeds, versions
 from .simulate import simulate_tissue
@@ -33,7 +33,6 @@ __all__ = [
     "counts_of",
     "describe",
     "identify_domains",
-    "label_column",
     "score",
     "simulate_section",
     "write_results",
@@ -114,16 +113,22 @@ def identify_domains(
     sample = None if sample_key is None else _column(adata, sample_key).to_numpy()
 
     components = None
+    graph = build_graph(coordinates, config.graph, sample)
+    graphed = time.perf_counter()
     if use_rep is None:
         logger.info("prepare")
         preparation = prepare(
-            counts_of(adata), config.preprocess, seed=spawn_seeds(seed, 1)[0], device=resolved
+            counts_of(adata),
+            config.preprocess,
+            graph.connectivities() if config.preprocess.top_up > 0 else None,
+            seed=spawn_seeds(seed, 1)[0],
+            device=resolved,
         )
         features = components = preparation.features
     else:
         features = _representation(adata, use_rep)
     prepared = time.perf_counter()
-    model.fit(features, coordinates, sample)
+    model.fit(features, coordinates, sample, graph=graph)
 
     if adata.is_view:
         # writing into a view would copy it with a warning that sounds like a mistake of the user's
@@ -144,7 +149,8 @@ def identify_domains(
         "versions": versions(),
         "losses": {name: np.asarray(series) for name, series in model.history_.items()},
         "seconds": {
-            "prepare": prepared - start,
+            "graph": graphed - start,
+            "prepare": prepared - graphed,
             **model.seconds_,
             "total": time.perf_counter() - start,
         },
@@ -249,23 +255,6 @@ def _column(adata: ad.AnnData, name: Hashable) -> pd.Series:
             f"obs has no column {name!r}; it has {', '.join(map(repr, adata.obs.columns)) or 'none'}."
         )
     return adata.obs[name]
-
-
-def label_column(adata: ad.AnnData, columns: list[str]) -> str:
-    """The one column among ``columns`` of ``obs`` that holds labels rather than measurements.
-
-    Raises
-    ------
-    InputError
-        There is none, or several; the message names them.
-    """
-    labels = [name for name in columns if not pd.api.types.is_numeric_dtype(adata.obs[name])]
-    if len(labels) == 1 or len(columns) == 1:
-        return (labels or columns)[0]
-    raise InputError(
-        f"the annotation table should have one column of labels; found {', '.join(map(repr, labels)) or 'none'} "
-        f"among {', '.join(map(repr, columns))}. Leave only the spots' names and their labels in it."
-    )
 
 
 def describe(adata: ad.AnnData) -> list[str]:

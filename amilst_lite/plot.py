@@ -12,6 +12,7 @@ import io
 import math
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ _MISSING = "#D9D9D9"
 _INK = "#333333"
 _FORMATS = ("png", "svg", "pdf")
 _RASTERIZE_FROM = 20_000  # spots; more of them as vectors make an SVG or PDF that no viewer opens
+_DPI = 200
 _PANEL = 4.0  # inches, the longer side of a section
 
 
@@ -204,18 +206,21 @@ def draw_domains(
         panels.insert(0, ("Annotation", truth, _matched_colors(truth, own, own_colors)))
 
     n_panels = len(panels) + (confidence is not None)
-    low, high = _frame(points)
+    spacing = _spacing(points)
+    low, high = _frame(points, spacing)
     figure, axes = _grid(n_panels, high - low, _legend_inches([groups for _, groups, _ in panels]), title)
-    diameter = spot_diameter or 0.95 * _spacing(points)
+    # Discs much smaller than a dot of the picture would fade into the page
+    smallest = 1.5 * float((high - low).max()) / (_PANEL * _DPI)
+    diameter = max(spot_diameter or 0.95 * spacing, smallest)
     for axis, (name, groups, chosen) in zip(axes, panels, strict=False):
-        shades = np.array([chosen[level] for level in groups.levels] + [_MISSING])
-        _draw_section(axis, points, diameter, low, high, image, image_scale, facecolors=shades[groups.codes])
+        shades = _shades(groups, chosen)
+        _draw_section(axis, points, diameter, low, high, image, image_scale, facecolors=shades)
         axis.set_title(name, loc="left", fontsize=11, color=_INK)
         _legend(axis, groups, chosen)
     if confidence is not None:
         values = np.asarray(confidence, dtype=np.float64)
         dots = _draw_section(
-            axes[-1], points, diameter, low, high, image, image_scale, array=values, cmap="cividis"
+            axes[-1], points, diameter, low, high, image, image_scale, array=values, cmap=_doubt()
         )
         finite = values[np.isfinite(values)]
         floor = float(np.floor(10 * np.quantile(finite, 0.02)) / 10) if len(finite) else 0.0
@@ -255,18 +260,19 @@ def losses(history: Mapping[str, ArrayLike]) -> Figure:
     curves = {name: values for name, values in curves.items() if np.isfinite(values).any()}
     if not curves:
         raise InputError("history holds no losses. Train first; the estimator keeps them in history_.")
+    longest = max(map(len, curves.values()))
     n_columns = min(4, len(curves))
     n_rows = math.ceil(len(curves) / n_columns)
     figure = _new_figure(0.4 + 2.6 * n_columns, 0.3 + 1.9 * n_rows)
-    axes = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True).ravel()
+    axes = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
     for axis, (name, values) in zip(axes, curves.items(), strict=False):
         axis.plot(np.arange(1, len(values) + 1), values, color=_OKABE_ITO[0], linewidth=1.2)
         axis.set_title(name.replace("_", " "), loc="left", fontsize=9, color=_INK)
         axis.tick_params(labelsize=7, colors=_INK, length=2)
-        axis.margins(x=0.02)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4))
-        axis.yaxis.get_offset_text().set_fontsize(7)
+        axis.set_xlim(0, 1.02 * longest)
+        axis.locator_params(nbins=4)
+        axis.yaxis.set_major_formatter("{x:.3g}")
     for axis in axes[len(curves) :]:
         axis.set_visible(False)
     figure.supxlabel("epoch", fontsize=9, color=_INK)
@@ -331,13 +337,13 @@ def umap(
     reducer = UMAP(n_neighbors=n_neighbors, min_dist=min_dist, random_state=seed, n_jobs=1)
     points = reducer.fit_transform(values)  # n×2
     chosen = groups.colors() | {str(k): v for k, v in (colors or {}).items()}
-    shades = np.array([chosen[level] for level in groups.levels] + [_MISSING])
     axis = figure.subplots()
     # in random order, lest the last domain hide the others
     order = np.random.default_rng(seed).permutation(len(points))
     axis.scatter(
-        *points[order].T,
-        c=shades[groups.codes[order]],
+        points[order, 0],
+        points[order, 1],
+        c=_shades(groups, chosen)[order],
         s=float(np.clip(12_000 / len(points), 0.3, 14)),
         linewidths=0,
         rasterized=len(points) > _RASTERIZE_FROM,
@@ -350,7 +356,7 @@ def umap(
     return figure
 
 
-def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 200) -> None:
+def save(figure: Figure, path: str | os.PathLike[str], dpi: int = _DPI) -> None:
     """Write a figure as PNG, SVG or PDF, whole or not at all.
 
     Parameters
@@ -418,7 +424,9 @@ def palette(n: int) -> tuple[str, ...]:
     grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
     seen = _as_seen(grid)  # eyes × colours × Lab
     lightness = seen[0, :, 0]
-    usable = (lightness > 0.3) & (lightness < 0.92)  # neither lost on the page nor taken for black
+    chroma = np.hypot(seen[0, :, 1], seen[0, :, 2])
+    # neither lost on the page nor taken for black, nor glaring
+    usable = (lightness > 0.38) & (lightness < 0.92) & (chroma < 0.2)
     grid, seen = grid[usable], seen[:, usable]
     chosen = list(_OKABE_ITO)
     nearest = np.full(len(grid), np.inf)
@@ -506,7 +514,7 @@ class _Groups:
         return np.bincount(self.codes[self.codes >= 0], minlength=len(self.levels))
 
     def colors(self) -> dict[str, str]:
-        """Each level's colour: by its number if all are numbers, so that it never changes; else by its place."""
+        """Each level's colour: by number, which never changes, if all are numbers; else by place."""
         slots = list(range(len(self.levels)))
         if self.levels and all(level.isdecimal() for level in self.levels):
             numbers = [int(level) for level in self.levels]
@@ -573,9 +581,7 @@ def _as_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _grid(
-    n_panels: int, extent: np.ndarray, legend: float, title: str | None
-) -> tuple[Figure, Sequence[Axes]]:
+def _grid(n_panels: int, extent: np.ndarray, legend: float, title: str | None) -> tuple[Figure, list[Axes]]:
     """A figure with room for the panels, in the proportions of the section, and for their legends."""
     n_columns = n_panels if n_panels <= 3 else 2
     n_rows = math.ceil(n_panels / n_columns)
@@ -586,7 +592,7 @@ def _grid(
         axis.set_visible(False)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=13, color=_INK)
-    return figure, axes[:n_panels]
+    return figure, list(axes[:n_panels])
 
 
 def _draw_section(
@@ -616,10 +622,29 @@ def _draw_section(
         rasterized=len(points) > _RASTERIZE_FROM,
         **style,
     )
+    discs.set_in_layout(False)  # it lies within the axes: no need to measure every disc
     axis.add_collection(discs, autolim=False)
     axis.set(xlim=(low[0], high[0]), ylim=(high[1], low[1]), aspect="equal")  # y downwards
     axis.set_axis_off()
     return discs
+
+
+def _doubt() -> Any:
+    """Colours of confidence: sure spots recede, doubtful ones stand out."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("doubt", ["#3F1052", "#8E3A7A", "#D58AA5", "#E9DFE3"])
+
+
+def _shades(groups: _Groups, chosen: Mapping[str, str]) -> np.ndarray:
+    """The colour of every spot, n×3 in [0, 1]."""
+    from matplotlib.colors import to_rgb
+
+    try:
+        table = np.array([to_rgb(chosen[level]) for level in groups.levels] + [to_rgb(_MISSING)])
+    except ValueError as error:
+        raise InputError(f"colors must map labels to colours that matplotlib knows: {error}.") from error
+    return table[groups.codes]  # -1, missing, is the last
 
 
 def _legend(axis: Axes, groups: _Groups, chosen: Mapping[str, str]) -> None:
@@ -656,31 +681,37 @@ def _legend_inches(groups: Sequence[_Groups]) -> float:
     widest = 0.0
     for one in groups:
         longest = max([len(level) for level in one.levels] + [4]) + 8
-        widest = max(widest, math.ceil((len(one.levels) + 1) / 16) * (0.25 + 0.062 * longest))
+        widest = max(widest, math.ceil((len(one.levels) + 1) / 16) * (0.3 + 0.07 * longest))
     return widest
 
 
-def _frame(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _frame(points: np.ndarray, spacing: float) -> tuple[np.ndarray, np.ndarray]:
     """The corners of what is shown: the spots and a margin."""
     low, high = points.min(axis=0), points.max(axis=0)
-    margin = max(0.03 * float((high - low).max()), _spacing(points))
+    margin = max(0.03 * float((high - low).max()), spacing)
     return low - margin, high + margin
 
 
 def _spacing(points: np.ndarray) -> float:
-    """Median distance from a spot to the nearest one elsewhere."""
-    tree = cKDTree(np.unique(points, axis=0))
-    if tree.n == 1:
-        return 1.0
-    distance, _ = tree.query(tree.data[:: max(1, tree.n // 20_000)], k=2)
-    return float(np.median(distance[:, 1]))
+    """Median distance from a spot to its third neighbour: the pitch of any grid, a fair size for cells."""
+    places = points
+    for _ in range(2):
+        tree = cKDTree(places)
+        if tree.n == 1:
+            break
+        distance, _ = tree.query(places[:: max(1, tree.n // 20_000)], k=min(4, tree.n))
+        if (median := float(np.median(distance[:, -1]))) > 0:
+            return median
+        places = np.unique(points, axis=0)  # most spots have doubles at the very same place
+    return 1.0
 
 
 def _plausible(diameter: float | None, points: np.ndarray) -> float | None:
     """The recorded diameter of a spot, unless the coordinates are in another unit than it is."""
-    if diameter is None or not _spacing(points) / 20 < float(diameter) < 3 * _spacing(points):
+    if diameter is None:
         return None
-    return float(diameter)
+    spacing = _spacing(points)
+    return float(diameter) if spacing / 20 < float(diameter) < 3 * spacing else None
 
 
 # ------------------------------------------------------------------------------------------- AnnData
@@ -725,8 +756,6 @@ def _tissue_image(library: Mapping[str, Any]) -> tuple[np.ndarray, float] | None
 
             return imread(path), float(scale)
         if path is not None:
-            import warnings
-
             warnings.warn(
                 f"The image {path} is no longer there; drawing without it.", AmilstWarning, stacklevel=4
             )

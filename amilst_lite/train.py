@@ -40,6 +40,8 @@ class TrainingResult:
         Trained, in evaluation mode, on the device of the training.
     f, g : Tensor, (N, [M,] ·)
         Embeddings of the uncorrupted features, in the order in which they were given.
+    reconstruction : Tensor, (N, [M,] C)
+        What the decoder makes of them.
     history : dict of str to list of float
         One value an epoch (mean over members) for every term; ``epoch`` counts from 1.
     """
@@ -47,6 +49,7 @@ class TrainingResult:
     network: AMILSTNetwork
     f: Tensor
     g: Tensor
+    reconstruction: Tensor
     history: dict[str, list[float]]
 
     @property
@@ -152,7 +155,7 @@ class Trainer:
                 for name in ("discriminator", "prior", "generator")
             },
         }
-        self.target: Tensor | None = None
+        self.target = torch.empty(0)  # of the clustering term, set when that begins
 
     def _prepare_links(self, graph: SpatialGraph) -> None:
         """Neighbour lists for the link terms, in the graph's own order."""
@@ -193,7 +196,7 @@ class Trainer:
     def _terms(self, output: NetworkOutput) -> dict[str, Tensor]:
         """The network's own terms, each a scalar or (M,)."""
         return {
-            "reconstruction": losses.reconstruction_error(output.reconstruction, getattr(self,"target_features",self.features)),
+            "reconstruction": losses.reconstruction_error(output.reconstruction, self.features),
             "links": self._links(output.latent),
             "kl": losses.gaussian_kl(output.mean, output.log_sigma),
         }
@@ -266,7 +269,7 @@ class Trainer:
         """
         if epoch % _DEC_REFRESH == 0:
             self.target = losses.target_distribution(
-                losses.soft_assignment(self.embed()[2], self.network.centers)
+                losses.soft_assignment(self.evaluate().latent, self.network.centers)
             )
         output = self._forward()
         terms = self._clustered_terms(output)
@@ -301,15 +304,14 @@ class Trainer:
         }
 
     def _clustered_terms(self, output: NetworkOutput) -> dict[str, Tensor]:
-        assert_target = self.target
         terms = self._terms(output)
         q = losses.soft_assignment(output.latent, self.network.centers)
-        terms["clustering"] = losses.clustering_divergence(assert_target, q)
+        terms["clustering"] = losses.clustering_divergence(self.target, q)
         return terms
 
     def _place_centers(self) -> None:
         """Start the clustering term from k-means on the embedding, member by member."""
-        latent = self.embed()[2]
+        latent = self.evaluate().latent
         n_centers = self.network.centers.shape[-2]
         columns = latent.unsqueeze(1) if self.network.members is None else latent
         centers = [
@@ -340,17 +342,12 @@ class Trainer:
     # --- the whole --------------------------------------------------------------------------
 
     @torch.no_grad()
-    def embed(self) -> tuple[Tensor, Tensor, Tensor]:
-        """f, g and z of the uncorrupted features in evaluation mode, in the graph's order."""
+    def evaluate(self) -> NetworkOutput:
+        """A pass of the uncorrupted features in evaluation mode, in the graph's order."""
         self.network.eval()
-        f, g, _, _ = self.network.encode(self._expanded(), self.adjacency)
+        output = self.network(self.features, self.adjacency)
         self.network.train()
-        return f, g, torch.cat([f, g], dim=-1)
-
-    def _expanded(self) -> Tensor:
-        if self.network.members is None:
-            return self.features
-        return self.features.unsqueeze(1).expand(-1, self.network.members, -1)
+        return output
 
     def run(self, callback: Callback | None = None) -> TrainingResult:
         """All epochs, then the embeddings in the caller's order."""
@@ -366,10 +363,12 @@ class Trainer:
             recorder.add(c.epochs + epoch, self._published_adversarial_epoch(epoch))
         if not self.published:
             self._calibrate()
-        f, g, _ = self.embed()
+        output = self.evaluate()
         self.network.eval()
         rank = self.rank.to(self.device)
-        return TrainingResult(self.network, f[rank], g[rank], recorder.history)
+        return TrainingResult(
+            self.network, output.f[rank], output.g[rank], output.reconstruction[rank], recorder.history
+        )
 
 
 class _Recorder:

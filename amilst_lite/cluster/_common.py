@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
@@ -21,8 +23,9 @@ except ImportError:  # pragma: no cover - the same check, where older versions k
         return estimator._validate_data(X, **options)
 
 
-BLOCK_ELEMENTS = 1 << 18
-"""Entries of the largest temporary in a blocked product: 1 MiB of float32, which stays in a CPU's cache."""
+CPU = torch.device("cpu")
+_CPU_BLOCK, _DEVICE_BLOCK = 1 << 19, 1 << 25
+"""Entries of the largest temporary in a blocked product: on a CPU 2 MiB of float32, which stay in its cache."""
 
 
 def check_matrix(estimator: Any, X: Any, *, reset: bool) -> torch.Tensor:
@@ -121,40 +124,74 @@ def wide_float(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def row_blocks(n_rows: int, width: int) -> Iterator[slice]:
-    """Slices over ``n_rows`` so that a block of ``width`` columns holds about `BLOCK_ELEMENTS` entries."""
-    step = max(256, BLOCK_ELEMENTS // max(width, 1))
+def row_blocks(n_rows: int, width: int, device: torch.device = CPU) -> Iterator[slice]:
+    """Slices over ``n_rows``, so that a block of ``width`` columns is as large as serves ``device`` best."""
+    step = max(256, (_CPU_BLOCK if device.type == "cpu" else _DEVICE_BLOCK) // max(width, 1))
     for start in range(0, n_rows, step):
         yield slice(start, min(start + step, n_rows))
 
 
+_limits = threading.Lock()
+_limited = 0
+_threads_before = 0
+
+
+@contextmanager
+def one_thread(work: float) -> Iterator[None]:
+    """Run on one of torch's CPU threads while a step does less than ``work`` = 1e8 multiplications.
+
+    Handing a millisecond's work to a second thread and waiting for it gains little, and costs a hundred
+    times that when other programs hold the processor. The caller's number of threads is put back.
+    """
+    global _limited, _threads_before
+    if work > 1e8:
+        yield
+        return
+    with _limits:  # fits in several Python threads: the first sets, the last puts back
+        if _limited == 0:
+            _threads_before = torch.get_num_threads()
+            torch.set_num_threads(1)
+        _limited += 1
+    try:
+        yield
+    finally:
+        with _limits:
+            _limited -= 1
+            if _limited == 0:
+                torch.set_num_threads(_threads_before)
+
+
 def column_moments(X: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance (ddof 0) of the columns of (n, d) ``X``, two passes in the widest float; each (d,)."""
+    """Mean and variance (ddof 0) of the columns of (n, d) ``X``, in the widest float; each (d,)."""
     wide = wide_float(X.device)
     mean = torch.zeros(X.shape[1], dtype=wide, device=X.device)
-    for rows in row_blocks(X.shape[0], X.shape[1]):
+    for rows in row_blocks(X.shape[0], X.shape[1], X.device):
         mean += X[rows].to(wide).sum(0)
     mean /= X.shape[0]
     variance = torch.zeros_like(mean)
-    for rows in row_blocks(X.shape[0], X.shape[1]):
+    for rows in row_blocks(X.shape[0], X.shape[1], X.device):
         variance += (X[rows].to(wide) - mean).square().sum(0)
     return mean, variance / X.shape[0]
 
 
-def affine(
-    X: torch.Tensor, shift: torch.Tensor, matrix: torch.Tensor, device: torch.device, dtype: torch.dtype
-) -> torch.Tensor:
-    """``(X − shift) @ matrix`` on ``device``, computed in the widest float block by block.
+def scatter(X: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """Sum over the rows of (x − shift)(x − shift)ᵀ: (d, d) in the widest float."""
+    wide = wide_float(X.device)
+    shift = shift.to(X.device, wide)
+    total = torch.zeros(X.shape[1], X.shape[1], dtype=wide, device=X.device)
+    for rows in row_blocks(X.shape[0], X.shape[1], X.device):
+        centred = X[rows].to(wide) - shift
+        total += centred.T @ centred
+    return total
 
-    ``matrix`` is (d, d'), or (d,) for a scaling of the columns. The shift is taken off before anything is
-    rounded to float32, so that data far from the origin keep their digits.
+
+def affine(X: torch.Tensor, shift: torch.Tensor, matrix: torch.Tensor, out: torch.Tensor) -> None:
+    """Write ``(X − shift) @ matrix`` (n, d') into ``out``, computed block by block in the widest float.
+
+    The shift is taken off before anything is rounded to float32, so that data far from the origin keep
+    their digits. ``out`` may be on another device than ``X``.
     """
-    n = X.shape[0]
-    width = matrix.shape[-1]
-    out = torch.empty((n, width), dtype=dtype, device=device)
     wide = wide_float(X.device)
     shift, matrix = shift.to(X.device, wide), matrix.to(X.device, wide)
-    for rows in row_blocks(n, max(X.shape[1], width)):
-        centred = X[rows].to(wide) - shift
-        out[rows] = (centred @ matrix if matrix.ndim == 2 else centred * matrix).to(device, dtype)
-    return out
+    for rows in row_blocks(X.shape[0], X.shape[1], X.device):
+        out[rows] = ((X[rows].to(wide) - shift) @ matrix).to(out.device, out.dtype)

@@ -73,7 +73,7 @@ class _Clusters:
         n, mean = self.n, self.mean
         size = self.size[i] + self.size[:n]
         share = self.size[i] * self.size[:n] / size
-        distances = self.square[:n] + self.square[i] - 2 * (mean[:n] @ mean[i])
+        distances = self.square[:n] + self.square[i] - 2 * np.einsum("ij,j->i", mean[:n], mean[i])
         trace = self.trace[i] + self.trace[:n] + share * np.maximum(distances, 0)
         inner = np.log((trace + self.floor) / size)
         # a scatter of no more rows than columns is singular: its determinant is zero

@@ -20,7 +20,8 @@ full               VVV     one matrix for each component     products i <= j
 =================  ======  ================================  =========================
 
 Sources: Banfield and Raftery 1993; Celeux and Govaert 1995 (the models); Dempster et al. 1977 (EM).
-Shapes: R restarts, K components, d columns, F features. Tensors of parameters are in the widest float.
+Shapes: R restarts, K components, n rows, d columns, F features. Parameters are few: they are computed in
+float64 on the CPU, whatever device the rows are on.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ MCLUST_NAMES = {
 TIED = ("tied_spherical", "tied_diag", "tied")
 
 _DEAD_VARIANCE = 1e-8
-"""Directions with less than this share of the variance their columns would give hold no information in float32."""
+"""Directions of the standardised columns with less variance than this are lost in float32 anyway."""
 
 
 def canonical_model(name: str) -> str:
@@ -71,7 +72,7 @@ def count_parameters(model: str, n_components: int, n_features: int) -> int:
 
 @dataclass
 class Parameters:
-    """Parameters of R mixtures.
+    """Parameters of R mixtures in the working scale, float64 on the CPU.
 
     weights (R, K); means (R, K, d); covariances (R,), (R, K), (R, d), (R, K, d), (R, d, d) or
     (R, K, d, d) in the order of the table above.
@@ -82,122 +83,13 @@ class Parameters:
     covariances: torch.Tensor
 
     def __getitem__(self, restarts: torch.Tensor) -> Parameters:
-        """Only these restarts."""
+        """A copy of these restarts."""
         return Parameters(self.weights[restarts], self.means[restarts], self.covariances[restarts])
 
-
-def features(Z: torch.Tensor, model: str) -> torch.Tensor:
-    """phi of the rows of (n, d) ``Z``: (n, F), the first column ones, then ``Z``, then the model's products."""
-    parts = [torch.ones_like(Z[:, :1]), Z]
-    if model == "spherical":
-        parts.append(Z.square().sum(1, keepdim=True))
-    elif model == "diag":
-        parts.append(Z.square())
-    elif model == "full":
-        first, second = torch.triu_indices(Z.shape[1], Z.shape[1], device=Z.device)
-        parts.append(Z[:, first] * Z[:, second])
-    return torch.cat(parts, 1)
-
-
-def n_features(model: str, d: int) -> int:
-    """F, the length of phi."""
-    return 1 + d + {"spherical": 1, "diag": d, "full": d * (d + 1) // 2}.get(model, 0)
-
-
-def maximise(moments: torch.Tensor, scatter: torch.Tensor, model: str, d: int, reg: float) -> Parameters:
-    """The M-step: parameters from the summed features of each component.
-
-    Parameters
-    ----------
-    moments : torch.Tensor of shape (R, K, F)
-        Responsibilities times phi, summed over the rows.
-    scatter : torch.Tensor of shape (d, d)
-        Sum over the rows of z zᵀ, used by the models that share a covariance.
-    reg : float
-        Added to the variances, whose working scale is 1.
-    """
-    counts = moments[..., 0].clamp(min=torch.finfo(moments.dtype).tiny)  # (R, K)
-    total = counts.sum(1)  # (R,)
-    means = moments[..., 1 : d + 1] / counts[..., None]
-    products = moments[..., d + 1 :]
-    between = counts[..., None] * means  # (R, K, d)
-    if model == "full":
-        second = products[..., _unpack(d, moments.device)] / counts[..., None, None]
-        covariances = second - means[..., :, None] * means[..., None, :]
-    elif model == "diag":
-        covariances = products / counts[..., None] - means.square()
-    elif model == "spherical":
-        covariances = (products[..., 0] / counts - means.square().sum(-1)) / d
-    elif model == "tied":
-        covariances = (scatter - between.transpose(1, 2) @ means) / total[:, None, None]
-    else:
-        covariances = (scatter.diagonal() - (between * means).sum(1)) / total[:, None]  # (R, d)
-        if model == "tied_spherical":
-            covariances = covariances.mean(1)
-    if model in ("tied", "full"):
-        covariances.diagonal(dim1=-2, dim2=-1).add_(reg)
-    else:
-        covariances = covariances.clamp_(min=0) + reg
-    return Parameters(counts / total[:, None], means, covariances)
-
-
-def _unpack(d: int, device: torch.device) -> torch.Tensor:
-    """Where entry (i, j) of a symmetric matrix stands among its products i <= j: (d, d)."""
-    first, second = torch.triu_indices(d, d, device=device)
-    position = torch.empty(d, d, dtype=torch.long, device=device)
-    position[first, second] = position[second, first] = torch.arange(len(first), device=device)
-    return position
-
-
-def natural(
-    parameters: Parameters, scatter: torch.Tensor, model: str
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Natural parameters of R mixtures.
-
-    Returns
-    -------
-    eta : torch.Tensor of shape (R, K, F)
-    common : torch.Tensor of shape (R,)
-        Sum of h(x) over the rows behind ``scatter``; zero where the model has no common term.
-    broken : torch.Tensor of shape (R, K), bool
-        Components whose covariance is not positive definite; their eta means nothing.
-    """
-    weights, means, covariances = parameters.weights, parameters.means, parameters.covariances
-    d = means.shape[-1]
-    common = torch.zeros_like(weights[:, 0])
-    broken = torch.zeros_like(weights, dtype=torch.bool)
-    if model in ("tied", "full"):
-        cholesky, info = torch.linalg.cholesky_ex(covariances)
-        log_det = 2 * cholesky.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (R,) or (R, K)
-        if bool(info.any()):
-            failed = info > 0
-            broken |= failed if model == "full" else failed[:, None]
-            cholesky = torch.where(
-                failed[..., None, None], torch.eye(d, device=info.device).to(means), cholesky
-            )
-        precision = torch.cholesky_inverse(cholesky)
-        if model == "tied":
-            log_det = log_det[:, None]
-            linear = means @ precision
-            common = -0.5 * (precision * scatter).sum((1, 2))
-        else:
-            linear = (precision @ means[..., None])[..., 0]
-            first, second = torch.triu_indices(d, d, device=means.device)
-            # an entry off the diagonal stands for itself and for its mirror image
-            quadratic = precision[..., first, second] * torch.where(first == second, -0.5, -1.0).to(means)
-    else:
-        shape = {"tied_spherical": (-1, 1, 1), "spherical": (*weights.shape, 1), "tied_diag": (-1, 1, d)}
-        variances = covariances.reshape(shape.get(model, covariances.shape))
-        log_det = variances.log().sum(-1) * (d // variances.shape[-1])
-        linear = means / variances
-        quadratic = -0.5 / variances
-        if model in TIED:
-            common = (quadratic[:, 0] * scatter.diagonal()).sum(1)
-    constant = weights.log() - 0.5 * ((linear * means).sum(-1) + log_det + d * math.log(2 * math.pi))
-    parts = [constant[..., None], linear]
-    if model not in TIED:
-        parts.append(quadratic)
-    return torch.cat(parts, -1), common, broken
+    def __setitem__(self, restarts: torch.Tensor, other: Parameters) -> None:
+        self.weights[restarts] = other.weights
+        self.means[restarts] = other.means
+        self.covariances[restarts] = other.covariances
 
 
 @dataclass
@@ -209,14 +101,22 @@ class WorkingScale:
     just that. float32 then serves data of any unit, and a regularisation of 1e-6 means 1e-6 of the
     data's own variance. Directions without variance are left out.
 
-    ``forward`` maps centred rows to working ones, (d, d') or (d,); ``backward`` maps back, (d', d) or
-    (d,); ``dead`` is the covariance given to directions left out, (d, d) or (d,).
+    Attributes
+    ----------
+    mean : ndarray of shape (d,)
+    forward : ndarray of shape (d, d')
+        Maps centred rows to working ones; ``backward`` (d', d) maps them back.
+    dead : ndarray of shape (d, d)
+        Covariance given to the directions left out.
+    log_volume : float
+        What a row's log density gains on the way from the working scale to the data's.
     """
 
     mean: np.ndarray
     forward: np.ndarray
     backward: np.ndarray
     dead: np.ndarray
+    log_volume: float
 
     @classmethod
     def of(cls, mean: np.ndarray, covariance: np.ndarray, model: str) -> WorkingScale:
@@ -226,39 +126,231 @@ class WorkingScale:
         # what rounding leaves of a constant column
         variance[np.sqrt(variance) <= 1e-12 * np.abs(mean)] = 0
         typical = variance.mean() or 1.0
+        scale = np.sqrt(np.where(variance > 0, variance, typical))
+        values, vectors = (variance > 0).astype(float), np.eye(d)
         if model in ("tied_spherical", "spherical"):
-            scale = np.full(d, math.sqrt(typical))
-            return cls(mean, 1 / scale, scale, np.zeros(d))
-        alive = variance > 0
-        scale = np.sqrt(np.where(alive, variance, typical))
-        if model in ("tied_diag", "diag"):
-            return cls(mean, alive / scale, scale * alive, np.where(alive, 0, _DEAD_VARIANCE * typical))
-        correlation = covariance / np.outer(scale, scale)
-        correlation[~alive] = correlation[:, ~alive] = 0
-        values, vectors = np.linalg.eigh(correlation)
+            scale[:], values[:] = math.sqrt(typical), 1.0
+        elif model in ("tied", "full"):
+            correlation = covariance / np.outer(scale, scale)
+            correlation[variance == 0] = correlation[:, variance == 0] = 0
+            values, vectors = np.linalg.eigh(correlation)
         living = values > _DEAD_VARIANCE
-        living[-1] = True  # a mixture of nothing still has one column, of zeros
-        root = np.sqrt(np.maximum(values[living], _DEAD_VARIANCE))
-        forward = vectors[:, living] / root / scale[:, None]
-        backward = (vectors[:, living] * root * scale[:, None]).T
-        rest = vectors[:, ~living] * scale[:, None]
-        return cls(mean, forward, backward, _DEAD_VARIANCE * rest @ rest.T)
+        living[-1] |= not living.any()  # a mixture of nothing still has one column, of zeros
+        values = np.maximum(values, _DEAD_VARIANCE)
+        axes = vectors * scale[:, None]
+        return cls(
+            mean=mean,
+            forward=(vectors / np.sqrt(values) / scale[:, None])[:, living],
+            backward=(axes * np.sqrt(values))[:, living].T,
+            dead=_DEAD_VARIANCE * axes[:, ~living] @ axes[:, ~living].T,
+            log_volume=float(
+                -np.log(scale).sum()
+                - 0.5 * np.log(values).sum()
+                - 0.5 * math.log(2 * math.pi) * (~living).sum()
+            ),
+        )
 
     def to_data(self, parameters: Parameters, model: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Weights, means and covariances of the only mixture in ``parameters``, in the data's units."""
-        weights = parameters.weights[0].double().cpu().numpy()
-        means = parameters.means[0].double().cpu().numpy()
-        covariances = parameters.covariances[0].double().cpu().numpy()
+        weights, means, covariances = (
+            values[0].numpy() for values in (parameters.weights, parameters.means, parameters.covariances)
+        )
         back = self.backward
         if model in ("tied", "full"):
-            return weights, means @ back + self.mean, back.T @ covariances @ back + self.dead
-        if model in ("tied_diag", "diag"):
-            return weights, means * back + self.mean, covariances * back**2 + self.dead
-        return weights, means * back + self.mean, covariances * back[0] ** 2
+            covariances = back.T @ covariances @ back + self.dead
+        elif model in ("tied_diag", "diag"):
+            covariances = covariances @ back**2 + self.dead.diagonal()
+        else:
+            covariances = covariances * back[0, 0] ** 2
+        return weights, means @ back + self.mean, covariances
+
+
+@dataclass
+class Setting:
+    """What stays the same from one M-step to the next.
+
+    Attributes
+    ----------
+    model : str
+        scikit-learn's name.
+    n : int
+        Rows.
+    scatter : torch.Tensor of shape (d, d)
+        Sum over the working rows of z zᵀ, float64 on the CPU.
+    reg : float
+        Added to the variances, whose working scale is 1.
+    prior : float
+        Rows' worth of belief that components are spherical in the data's units.
+    scale : WorkingScale
+    """
+
+    model: str
+    n: int
+    scatter: torch.Tensor
+    reg: float
+    prior: float
+    scale: WorkingScale
+
+    def __post_init__(self) -> None:
+        forward, backward = torch.from_numpy(self.scale.forward), torch.from_numpy(self.scale.backward)
+        # the data's unit sphere in working coordinates, and what measures the data's variance there
+        self.sphere = forward.T @ forward
+        self.metric = backward @ backward.T
+
+    @property
+    def d(self) -> int:
+        """Working columns."""
+        return self.scatter.shape[0]
+
+
+def features(base: torch.Tensor, model: str) -> torch.Tensor:
+    """phi of the columns of ``base`` (1 + d, n), which are [1, z]: (F, n), ``base`` itself for tied models."""
+    if model in TIED:
+        return base
+    Z = base[1:]
+    if model == "spherical":
+        return torch.cat([base, Z.square().sum(0, keepdim=True)])
+    if model == "diag":
+        return torch.cat([base, Z.square()])
+    d = len(Z)
+    phi = base.new_empty(n_features(model, d), base.shape[1])
+    phi[: 1 + d] = base
+    place = 1 + d
+    for i in range(d):
+        torch.mul(Z[i], Z[i:], out=phi[place : place + d - i])
+        place += d - i
+    return phi
+
+
+def n_features(model: str, d: int) -> int:
+    """F, the length of phi."""
+    return 1 + d + {"spherical": 1, "diag": d, "full": d * (d + 1) // 2}.get(model, 0)
+
+
+def maximise(moments: torch.Tensor, setting: Setting) -> Parameters:
+    """The M-step: parameters from the summed features of each component, ``moments`` (R, K, F)."""
+    model, d = setting.model, setting.d
+    counts = moments[..., 0].clamp(min=1e-10)  # (R, K)
+    total = counts.sum(1)  # (R,)
+    means = moments[..., 1 : d + 1] / counts[..., None]
+    products = moments[..., d + 1 :]
+    weighted = counts[..., None] * means  # (R, K, d)
+    if model == "full":
+        second = products[..., _unpack(d)] / counts[..., None, None]
+        covariances = second - means[..., :, None] * means[..., None, :]
+    elif model == "diag":
+        covariances = products / counts[..., None] - means.square()
+    elif model == "spherical":
+        covariances = (products[..., 0] / counts - means.square().sum(-1)) / d
+    elif model == "tied":
+        covariances = (setting.scatter - weighted.transpose(1, 2) @ means) / total[:, None, None]
+    else:
+        covariances = (setting.scatter.diagonal() - (weighted * means).sum(1)) / total[:, None]  # (R, d)
+        if model == "tied_spherical":
+            covariances = covariances.mean(1)
+    if setting.prior > 0:
+        covariances = _shrink(covariances, total if model in TIED else counts, setting)
+    return Parameters(counts / total[:, None], means, _regularise(covariances, setting))
+
+
+def _unpack(d: int) -> torch.Tensor:
+    """Where entry (i, j) of a symmetric matrix stands among its products i <= j: (d, d)."""
+    first, second = torch.triu_indices(d, d)
+    position = torch.empty(d, d, dtype=torch.long)
+    position[first, second] = position[second, first] = torch.arange(len(first))
+    return position
+
+
+def _shrink(covariances: torch.Tensor, counts: torch.Tensor, setting: Setting) -> torch.Tensor:
+    """Add ``prior`` rows drawn from a sphere of the covariance's own mean variance, in the data's units."""
+    if setting.model in ("tied", "full"):
+        variance = (covariances * setting.metric).sum((-1, -2), keepdim=True) / setting.d
+        sphere, counts = setting.sphere, counts[..., None, None]
+    elif setting.model in ("tied_diag", "diag"):
+        variance = (covariances * setting.metric.diagonal()).sum(-1, keepdim=True) / setting.d
+        sphere, counts = setting.sphere.diagonal(), counts[..., None]
+    else:
+        return covariances
+    return (counts * covariances + setting.prior * variance * sphere) / (counts + setting.prior)
+
+
+def _regularise(covariances: torch.Tensor, setting: Setting) -> torch.Tensor:
+    """Add the regularisation; lift what float32 rounding has left below it."""
+    reg = setting.reg
+    if setting.model not in ("tied", "full"):
+        return covariances.clamp(min=0) + reg
+    covariances.diagonal(dim1=-2, dim2=-1).add_(reg)
+    failed = torch.linalg.cholesky_ex(covariances).info > 0
+    if bool(failed.any()):
+        values, vectors = torch.linalg.eigh(covariances[failed])
+        covariances[failed] = (vectors * values.clamp(min=reg)[..., None, :]) @ vectors.mT
+    return covariances
+
+
+def natural(parameters: Parameters, setting: Setting) -> tuple[torch.Tensor, torch.Tensor]:
+    """Natural parameters ``eta`` (R, K, F), and what the log-likelihood needs besides eta · phi: (R,).
+
+    The latter sums h(x) over the rows, brings the density to the data's units, and takes off the prior's
+    penalty: ``prior`` times the Kullback-Leibler divergence of the sphere of equal trace from the
+    component (summed over the components where each has its own).
+    """
+    model, d = setting.model, setting.d
+    weights, means, covariances = parameters.weights, parameters.means, parameters.covariances
+    besides = torch.full_like(weights[:, 0], setting.n * setting.scale.log_volume)
+    if model in ("tied", "full"):
+        cholesky = torch.linalg.cholesky(covariances)
+        log_det = 2 * cholesky.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (R,) or (R, K)
+        precision = torch.cholesky_inverse(cholesky)
+        if model == "tied":
+            linear = means @ precision
+            besides -= 0.5 * (precision * setting.scatter).sum((1, 2))
+        else:
+            linear = (precision @ means[..., None])[..., 0]
+            first, second = torch.triu_indices(d, d)
+            # an entry off the diagonal stands for itself and for its mirror image
+            quadratic = precision[..., first, second] * torch.where(first == second, -0.5, -1.0).double()
+    else:
+        shape = {"tied_spherical": (-1, 1, 1), "spherical": (*weights.shape, 1), "tied_diag": (-1, 1, d)}
+        variances = covariances.reshape(shape.get(model, covariances.shape))
+        log_det = (variances.log().sum(-1) * (d // variances.shape[-1])).reshape(
+            len(weights), *weights.shape[1:] * (model not in TIED)
+        )
+        linear = means / variances
+        quadratic = -0.5 / variances
+        precision = 1 / variances
+        if model in TIED:
+            besides += (quadratic[:, 0] * setting.scatter.diagonal()).sum(1)
+    if setting.prior > 0:
+        besides -= _penalty(covariances, precision, log_det, setting)
+    if model in TIED:
+        log_det = log_det[:, None]
+    constant = weights.log() - 0.5 * ((linear * means).sum(-1) + log_det + d * math.log(2 * math.pi))
+    parts = [constant[..., None], linear]
+    if model not in TIED:
+        parts.append(quadratic)
+    return torch.cat(parts, -1), besides
+
+
+def _penalty(
+    covariances: torch.Tensor, precision: torch.Tensor, log_det: torch.Tensor, setting: Setting
+) -> torch.Tensor:
+    """``prior`` times KL(sphere ‖ component), summed over a mixture's covariances: (R,)."""
+    d = setting.d
+    if setting.model in ("tied", "full"):
+        variance = (covariances * setting.metric).sum((-1, -2)) / d
+        trace = (precision * setting.sphere).sum((-1, -2))
+    elif setting.model in ("tied_diag", "diag"):
+        variance = (covariances * setting.metric.diagonal()).sum(-1) / d
+        trace = (precision.reshape(covariances.shape) * setting.sphere.diagonal()).sum(-1)
+    else:
+        return torch.zeros(len(covariances), dtype=covariances.dtype)
+    sphere_log_det = torch.logdet(setting.sphere) + d * variance.log()
+    divergence = 0.5 * (log_det - sphere_log_det + variance * trace - d)
+    return setting.prior * divergence.reshape(len(covariances), -1).sum(1)
 
 
 def precisions_cholesky(covariances: np.ndarray, model: str) -> np.ndarray:
-    """Upper triangular factors P with ``inv(S) = P Pᵀ`` for full and tied, else inverse standard deviations."""
+    """Upper triangular P with ``inv(S) = P Pᵀ`` for tied and full, else inverse standard deviations."""
     if model not in ("tied", "full"):
         return 1 / np.sqrt(covariances)
     # columns of very different units are brought to one before the factorisation, exactly undone after it

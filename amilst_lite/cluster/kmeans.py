@@ -21,6 +21,7 @@ from ._common import (
     check_matrix,
     check_number,
     column_moments,
+    one_thread,
     row_blocks,
     wide_float,
 )
@@ -105,7 +106,7 @@ def assign(
     index = torch.arange(n_clusters, device=X.device)[:, None]
     # the clusters run along the rows and the spots along the columns: minima over clusters
     # then vectorise, which they do not over a short last dimension
-    for rows in row_blocks(n, flat.shape[0]):
+    for rows in row_blocks(n, flat.shape[0], X.device):
         block = X[rows]
         scores = torch.addmm(offsets, flat, block.T, alpha=-2).view(n_restarts, n_clusters, -1)
         distances[:, rows], nearest = scores.min(1)
@@ -227,7 +228,8 @@ class KMeans(TransformerMixin, ClusterMixin, BaseEstimator):
         generator = make_generator(base_seed(self.random_state))
         mean, variance = column_moments(matrix)
         scale = float(variance.mean().sqrt()) or 1.0
-        work = affine(matrix, mean, torch.full((d,), 1 / scale), device, torch.float32)
+        work = torch.empty(n, d, device=device)
+        affine(matrix, mean, torch.eye(d) / scale, out=work)
         tol = float(self.tol) * float(variance.mean()) / scale**2
 
         search = self.batch_size or max(20_000, 100 * self.n_clusters)

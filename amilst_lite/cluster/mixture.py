@@ -27,156 +27,24 @@ from ._common import (
     check_matrix,
     check_number,
     column_moments,
+    one_thread,
     row_blocks,
+    scatter,
     wide_float,
 )
-from .covariance import Parameters
-from .kmeans import assign, lloyd, plus_plus
+from .covariance import Parameters, Setting, WorkingScale
+from .em import Fits, Rows, agglomerated_labels, fit_batch, kmeans_labels
 
 __all__ = ["GaussianMixture"]
 
-_SHORT_RUN, _MIDDLE_RUN = 12, 30
-"""Iterations after which three quarters of the restarts, and then all but a few, are given up."""
-
-
-def expect(
-    Z: torch.Tensor, eta: torch.Tensor, model: str, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The E-step and the sums the M-step needs, in one pass over the rows.
-
-    Parameters
-    ----------
-    Z : torch.Tensor of shape (n, d)
-    eta : torch.Tensor of shape (R, K, F)
-    model : str
-    dtype : torch.dtype
-        Of the products; the sums over blocks are kept in the widest float.
-
-    Returns
-    -------
-    moments : torch.Tensor of shape (R, K, F)
-        Responsibilities times phi, summed over the rows.
-    log_likelihood : torch.Tensor of shape (R,)
-        Summed over the rows, without h(x).
-    """
-    n_restarts, n_components, width = eta.shape
-    flat = eta.reshape(-1, width).to(dtype)
-    moments = eta.new_zeros(n_restarts * n_components, width)
-    log_likelihood = eta.new_zeros(n_restarts)
-    for rows in row_blocks(len(Z), max(len(flat), width)):
-        phi = models.features(Z[rows].to(dtype), model)  # (b, F)
-        # spots run along the last dimension: reductions over the few components then vectorise
-        joint = (flat @ phi.T).view(n_restarts, n_components, -1)  # (R, K, b)
-        top = joint.amax(1, keepdim=True)
-        joint.sub_(top).exp_()
-        norm = joint.sum(1, keepdim=True)
-        joint.div_(norm)
-        log_likelihood += (norm.log_().add_(top)).sum((1, 2))
-        moments += joint.flatten(0, 1) @ phi
-    return moments.view(n_restarts, n_components, width), log_likelihood
-
-
-def hard_moments(Z: torch.Tensor, labels: torch.Tensor, n_components: int, model: str) -> torch.Tensor:
-    """Summed features of each component when every row belongs to one: (R, n) labels to (R, K, F)."""
-    index = torch.arange(n_components, device=Z.device)[:, None]
-    wide = wide_float(Z.device)
-    total = torch.zeros((), dtype=wide, device=Z.device)
-    for rows in row_blocks(len(Z), max(labels.shape[0] * n_components, models.n_features(model, Z.shape[1]))):
-        phi = models.features(Z[rows], model)
-        one_hot = (labels[:, None, rows] == index).to(Z.dtype)  # (R, K, b)
-        total = total + (one_hot @ phi).to(wide)
-    return total
-
-
-class _Run:
-    """EM on one working matrix: what stays the same from iteration to iteration."""
-
-    def __init__(
-        self, Z: torch.Tensor, model: str, n_components: int, reg: float, generator: torch.Generator
-    ):
-        self.Z = Z
-        self.model = model
-        self.reg = reg
-        self.generator = generator
-        self.scatter = _scatter(Z)
-        # fewer rows than this and the component's covariance is singular whatever the rows are
-        least = {"full": Z.shape[1] + 1, "diag": 2, "spherical": 2}.get(model, 0.5)
-        self.least = min(float(least), 0.5 * len(Z) / n_components)
-
-    def start(self, moments: torch.Tensor) -> Parameters:
-        return self._repair(
-            models.maximise(moments, self.scatter, self.model, self.Z.shape[1], self.reg), moments[..., 0]
-        )
-
-    def _repair(self, parameters: Parameters, counts: torch.Tensor) -> Parameters:
-        """Put components that have died on a random row, with the covariance of the others."""
-        dead = counts < self.least
-        if self.model == "full":
-            dead |= torch.linalg.cholesky_ex(parameters.covariances).info > 0
-        if not bool(dead.any()):
-            return parameters
-        n_dead = int(dead.sum())
-        rows = torch.randint(len(self.Z), (n_dead,), generator=self.generator).to(self.Z.device)
-        parameters.means[dead] = self.Z[rows].to(parameters.means.dtype)
-        parameters.weights[dead] = 1 / dead.shape[1]
-        parameters.weights /= parameters.weights.sum(1, keepdim=True)
-        if self.model not in models.TIED:
-            covariances = parameters.covariances
-            extra = (1,) * (covariances.ndim - 2)
-            share = (parameters.weights * ~dead).view(*dead.shape, *extra)
-            pooled = (torch.where(share > 0, covariances, 0) * share).sum(1) / share.sum(1)
-            whole = self.scatter / len(self.Z)
-            none = {"full": whole, "diag": whole.diagonal(), "spherical": whole.diagonal().mean()}[self.model]
-            pooled = torch.where(share.sum(1) > 0, pooled, none)
-            covariances[dead] = pooled[:, None].expand_as(covariances)[dead]
-        return parameters
-
-    def em(
-        self, parameters: Parameters, max_iter: int, tol: float, dtype: torch.dtype
-    ) -> tuple[Parameters, torch.Tensor, int, bool]:
-        """Up to ``max_iter`` EM steps, or until no restart gains more than ``tol`` a row.
-
-        Returns the parameters, the log-likelihood (R,) of those that entered the last step, the number
-        of steps, and whether all restarts converged.
-        """
-        n, d = self.Z.shape
-        previous = torch.full_like(parameters.weights[:, 0], -torch.inf)
-        for step in range(1, max_iter + 1):
-            eta, common, _ = models.natural(parameters, self.scatter, self.model)
-            moments, log_likelihood = expect(self.Z, eta, self.model, dtype)
-            log_likelihood = (log_likelihood + common).nan_to_num(nan=-torch.inf)
-            parameters = models.maximise(moments, self.scatter, self.model, d, self.reg)
-            parameters = self._repair(parameters, moments[..., 0])
-            if bool(((log_likelihood - previous).abs() <= tol * n).all()):
-                return parameters, log_likelihood, step, True
-            previous = log_likelihood
-        return parameters, previous, max_iter, False
-
-
-def _scatter(Z: torch.Tensor) -> torch.Tensor:
-    """Sum of z zᵀ over the rows: (d, d) in the widest float."""
-    wide = wide_float(Z.device)
-    total = torch.zeros(Z.shape[1], Z.shape[1], dtype=wide, device=Z.device)
-    for rows in row_blocks(len(Z), Z.shape[1]):
-        block = Z[rows].to(wide)
-        total += block.T @ block
-    return total
-
-
-def start_labels(
-    Z: torch.Tensor, columns: torch.Tensor, n_components: int, n_init: int, generator: torch.Generator
-) -> torch.Tensor:
-    """Labels of short k-means runs, half on ``columns`` and half on ``Z``: (n_init, n).
-
-    FINDINGS.md 4b: neither space alone finds the best optimum on every section.
-    """
-    labels = []
-    for matrix, n_runs in ((columns, (n_init + 1) // 2), (Z, n_init // 2)):
-        if n_runs:
-            centres = plus_plus(matrix, n_components, n_runs, generator)
-            centres, _, _ = lloyd(matrix, centres, max_iter=10, tol=0.0)
-            labels.append(assign(matrix, centres)[0])
-    return torch.cat(labels)
+_RUNS = ((20, 2), (50, 4))
+"""Steps, and the share of the restarts that goes on after them: a half, a quarter of these; then to the end."""
+_FINER = 0.1
+"""Restarts from k-means run to this share of ``tol``: a plateau must not decide between them."""
+_TRIED = 4
+"""Finalists run to the end in search of one that leaves no component empty."""
+_TIE = 1e-4
+"""Log-likelihoods that agree to this share of their size count as equal."""
 
 
 class GaussianMixture(DensityMixin, BaseEstimator):
@@ -193,13 +61,21 @@ class GaussianMixture(DensityMixin, BaseEstimator):
     max_iter : int
         EM iterations of the winner.
     tol : float
-        EM ends when the mean log-likelihood of a row gains less than this.
+        EM ends when the log-likelihood changes by no more than this share of its size, the rule of mclust:
+        ``|change| <= tol (1 + |log-likelihood|)``.
     reg_covar : float
         Share of the whole data's covariance (in the model's own form) added to every covariance.
     random_state : int or None
         Seed; None draws a fresh one from the operating system. No global generator is read or moved.
     device : str or torch.device
         ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
+    covariance_prior : float
+        Rows' worth of belief that components are spherical in the data's units: each covariance is averaged
+        with a sphere of its own mean variance, the weights being its rows and this number. 0 is maximum
+        likelihood; restarts then compete by it, else by the likelihood less the prior's penalty.
+    init_params : str
+        ``"auto"``: the first restart begins from model-based agglomeration, as mclust does, the others
+        from k-means; ``"kmeans"`` or ``"agglomeration"`` (one restart, mclust's own): only these.
     batch_size : int or None
         Rows of the random subsample on which the restarts compete when there are more rows than that;
         the winner then runs over all rows. None means 20,000 rows or 100 for each component, whichever
@@ -237,6 +113,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         max_iter: int = 200,
         tol: float = 1e-5,
         reg_covar: float = 1e-6,
+        covariance_prior: float = 0.0,
+        init_params: str = "auto",
         random_state: int | None = 0,
         device: str | torch.device = "cpu",
         batch_size: int | None = None,
@@ -247,6 +125,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         self.max_iter = max_iter
         self.tol = tol
         self.reg_covar = reg_covar
+        self.covariance_prior = covariance_prior
+        self.init_params = init_params
         self.random_state = random_state
         self.device = device
         self.batch_size = batch_size
@@ -277,80 +157,170 @@ class GaussianMixture(DensityMixin, BaseEstimator):
     def _fit(self, X: Any, init: Any) -> np.ndarray:
         model = self._check_parameters()
         matrix = check_matrix(self, X, reset=True)
-        n = matrix.shape[0]
+        n, d = matrix.shape
         if n < self.n_components:
-            raise InputError(f"Expected n_samples >= n_components, got n_samples = {n}, {self.n_components}.")
+            raise InputError(
+                f"Expected n_samples >= n_components, got n_samples={n}, n_components={self.n_components}. "
+                "Ask for fewer components."
+            )
         device = resolve_device(self.device)
         generator = make_generator(base_seed(self.random_state))
-        scale, Z = _to_working(matrix, model, device)
-        run = _Run(Z, model, self.n_components, self.reg_covar, generator)
-        if init is None:
-            parameters = self._search(matrix, run)
-        else:
-            responsibilities = self._check_init(init, n).to(Z)
-            phi_sums = torch.zeros((), dtype=wide_float(device), device=device)
-            for rows in row_blocks(n, models.n_features(model, Z.shape[1])):
-                phi_sums = phi_sums + (responsibilities[rows].T @ models.features(Z[rows], model)).to(
-                    phi_sums
-                )
-            parameters = run.start(phi_sums[None])
-        parameters, log_likelihood, steps, converged = run.em(
-            parameters, self.max_iter, self.tol, wide_float(device)
-        )
-        if init is not None:
-            self.restart_log_likelihoods_ = log_likelihood.cpu().numpy()
-        self.n_iter_, self.converged_ = steps, converged
-        self.weights_, self.means_, self.covariances_ = scale.to_data(parameters, model)
-        self.precisions_cholesky_ = models.precisions_cholesky(self.covariances_, model)
-        self.n_parameters_ = models.count_parameters(model, self.n_components, matrix.shape[1])
-        joint = self._log_joint(matrix)
-        self.log_likelihood_ = float(torch.logsumexp(joint, 0).sum())
-        self.lower_bound_ = self.log_likelihood_ / n
-        labels = joint.argmax(0).numpy()
-        found = len(np.unique(labels))
-        if found < self.n_components:
-            warnings.warn(
-                f"{self.n_components} components were asked for, but only {found} are the most probable one of "
-                "some row. Ask for fewer components, or for more restarts (n_init).",
-                AmilstWarning,
-                stacklevel=3,
-            )
+        competing = min(n, self._search_size()) * self.n_init
+        with one_thread(max(competing, n) * self.n_components * models.n_features(model, d)):
+            rows, setting = self._to_working(matrix, model, device)
+            if init is None:
+                starts, tol = self._search(matrix, rows, setting, generator)
+            else:
+                responsibilities = self._check_init(init, n).to(device)
+                starts = models.maximise(rows.soft_moments(responsibilities), setting)
+                tol = torch.tensor([self.tol], dtype=torch.float64)
+                self.restart_log_likelihoods_ = np.full(1, np.nan)
+            labels = self._finish(matrix, rows, setting, starts, tol, generator)
+        self.n_parameters_ = models.count_parameters(model, self.n_components, d)
         return labels
 
-    def _search(self, matrix: torch.Tensor, run: _Run) -> Parameters:
-        """The best of the restarts, on a subsample where there are many rows."""
-        n = len(run.Z)
-        size = self.batch_size or max(20_000, 100 * self.n_components)
-        Z = run.Z
-        if n > size:
-            chosen = torch.randperm(n, generator=run.generator)[:size].sort().values
-            matrix, Z = matrix[chosen.to(matrix.device)], Z[chosen.to(Z.device)]
-            run = _Run(Z, run.model, self.n_components, self.reg_covar, run.generator)
-        mean, variance = column_moments(matrix)
-        columns = affine(
-            matrix, mean, torch.where(variance > 0, variance, 1).rsqrt(), Z.device, torch.float32
-        )
-        labels = start_labels(Z, columns, self.n_components, self.n_init, run.generator)
-        parameters = run.start(hard_moments(Z, labels, self.n_components, run.model))
-        results = torch.full((self.n_init,), -torch.inf, dtype=wide_float(Z.device), device=Z.device)
-        kept = torch.arange(self.n_init, device=Z.device)
-        for steps, share in ((_SHORT_RUN, 4), (_MIDDLE_RUN, 3), (self.max_iter, 0)):
-            parameters, log_likelihood, _, _ = run.em(
-                parameters, min(steps, self.max_iter), max(self.tol, 1e-5), Z.dtype
+    def _finish(
+        self,
+        matrix: torch.Tensor,
+        rows: Rows,
+        setting: Setting,
+        starts: Parameters,
+        tol: torch.Tensor,
+        generator: torch.Generator,
+    ) -> np.ndarray:
+        """Run the first of ``starts`` that leaves no component without rows to the end; return the labels."""
+        most, best = 0, None
+        for start in torch.arange(len(tol)).split(1)[:_TRIED]:
+            fits = self._run(rows, starts[start], setting, tol[start], generator)
+            labels = self._set_fitted(fits, setting, matrix)
+            n_found = len(np.unique(labels))
+            if n_found > most:
+                most, best = n_found, fits
+            if n_found == self.n_components:
+                break
+        else:
+            warnings.warn(
+                f"{self.n_components} components were asked for, but only {most} are the most probable one of "
+                "any row. Ask for fewer components, or for more restarts (n_init).",
+                AmilstWarning,
+                stacklevel=4,
             )
-            results[kept] = log_likelihood
-            n_kept = -(-len(kept) // share) if share else 1
-            # stable: of equal likelihoods the earlier restart stays
-            best = torch.sort(log_likelihood, descending=True, stable=True).indices[:n_kept]
-            parameters, kept = parameters[best], kept[best]
-        self.restart_log_likelihoods_ = results.cpu().numpy()
-        return parameters
+            labels = self._set_fitted(best, setting, matrix)
+        return labels
+
+    def _to_working(self, matrix: torch.Tensor, model: str, device: torch.device) -> tuple[Rows, Setting]:
+        """The rows in the model's working scale, and what EM needs to know about them."""
+        mean, variance = column_moments(matrix)
+        total = scatter(matrix, mean) / len(matrix) if model in ("tied", "full") else torch.diag(variance)
+        scale = WorkingScale.of(mean.cpu().double().numpy(), total.cpu().double().numpy(), model)
+        base = torch.ones(1 + scale.forward.shape[1], len(matrix), device=device)
+        affine(matrix, mean, torch.from_numpy(scale.forward), out=base[1:].T)
+        return Rows(base, model), self._setting(base, model, scale)
+
+    def _setting(self, base: torch.Tensor, model: str, scale: WorkingScale) -> Setting:
+        working = base[1:].T
+        spread = scatter(working, torch.zeros(working.shape[1])).cpu().double()
+        return Setting(model, len(working), spread, self.reg_covar, self.covariance_prior, scale)
+
+    def _search(
+        self, matrix: torch.Tensor, rows: Rows, setting: Setting, generator: torch.Generator
+    ) -> tuple[Parameters, torch.Tensor]:
+        """The best restarts, the preferred one first, and their tolerances; on a subsample where there are many rows.
+
+        As Biernacki, Celeux and Govaert (2003) advise, all run for a few steps and only the best go on.
+        """
+        size = self._search_size()
+        if rows.n > size:
+            chosen = torch.randperm(rows.n, generator=generator)[:size].sort().values
+            matrix = matrix[chosen.to(matrix.device)]
+            rows = Rows(rows.base[:, chosen.to(rows.base.device)], rows.model)
+            setting = self._setting(rows.base, rows.model, setting.scale)
+        # one component has one optimum
+        n_init = 1 if self.n_components == 1 or self.init_params == "agglomeration" else self.n_init
+        n_agglomerated = 0 if self.init_params == "kmeans" else 1
+        labels = self._start_labels(matrix.cpu().double().numpy(), rows, n_agglomerated, n_init, generator)
+        parameters = models.maximise(rows.hard_moments(labels, self.n_components), setting)
+
+        tol = torch.full((len(labels),), self.tol * _FINER, dtype=torch.float64)
+        tol[:n_agglomerated] = self.tol
+        results = torch.full((len(labels),), -torch.inf, dtype=torch.float64)
+        contenders = torch.arange(len(labels))
+        left = self.max_iter
+        for steps, share in (*_RUNS, (self.max_iter, 1)):
+            if left > 0:
+                fits = fit_batch(
+                    rows,
+                    parameters[contenders],
+                    setting,
+                    max_iter=min(steps, left),
+                    tol=tol[contenders],
+                    dtype=torch.float32,
+                    generator=generator,
+                )
+                parameters[contenders] = fits.parameters
+                results[contenders] = fits.objective
+                left -= steps
+            contenders = _best(results, contenders, -(-len(contenders) // share), always=n_agglomerated)
+        self.restart_log_likelihoods_ = results.numpy()
+        order = _preferred(results, contenders)
+        return parameters[order], tol[order]
+
+    def _start_labels(
+        self, X: np.ndarray, rows: Rows, n_agglomerated: int, n_init: int, generator: torch.Generator
+    ) -> torch.Tensor:
+        """Starting labels of all restarts, the agglomeration first: (n_init, n) on the device."""
+        device = rows.base.device
+        labels = []
+        if n_agglomerated:
+            labels.append(agglomerated_labels(X, self.n_components).to(device))
+        if n_init > n_agglomerated:
+            labels.append(kmeans_labels(X, self.n_components, n_init - n_agglomerated, device, generator))
+        return torch.cat(labels)
+
+    def _run(
+        self, rows: Rows, start: Parameters, setting: Setting, tol: torch.Tensor, generator: torch.Generator
+    ) -> Fits:
+        """EM to convergence on all rows; many are run in float32 before the device's widest float."""
+        dtypes = [torch.float32, wide_float(rows.base.device)]
+        fits = Fits(start, torch.zeros(1), torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.bool))
+        for dtype in dtypes if rows.n > self._search_size() else dtypes[1:]:
+            steps = fits.steps
+            fits = fit_batch(
+                rows,
+                fits.parameters,
+                setting,
+                max_iter=max(self.max_iter - int(steps), 1),
+                tol=tol,
+                dtype=dtype,
+                generator=generator,
+            )
+            fits.steps += steps
+        return fits
+
+    def _search_size(self) -> int:
+        """Rows on which the restarts compete."""
+        return self.batch_size or max(20_000, 100 * self.n_components)
+
+    def _set_fitted(self, fits: Fits, setting: Setting, matrix: torch.Tensor) -> np.ndarray:
+        """Set the fitted attributes from the only mixture in ``fits``; return the labels of the rows."""
+        self.n_iter_, self.converged_ = int(fits.steps[0]), bool(fits.converged[0])
+        self.weights_, self.means_, self.covariances_ = setting.scale.to_data(fits.parameters, setting.model)
+        self.precisions_cholesky_ = models.precisions_cholesky(self.covariances_, setting.model)
+        joint = self._log_joint(matrix)
+        self.log_likelihood_ = float(torch.logsumexp(joint, 0).sum())
+        self.lower_bound_ = self.log_likelihood_ / len(matrix)
+        return joint.argmax(0).numpy()
 
     def _check_parameters(self) -> str:
         check_number("n_components", self.n_components, 1, integer=True)
         check_number("n_init", self.n_init, 1, integer=True)
         check_number("max_iter", self.max_iter, 1, integer=True)
         check_number("tol", self.tol, 0)
+        check_number("covariance_prior", self.covariance_prior, 0)
+        if self.init_params not in ("auto", "kmeans", "agglomeration"):
+            raise InputError(
+                f"init_params must be 'auto', 'kmeans' or 'agglomeration'; found {self.init_params!r}."
+            )
         check_number("reg_covar", self.reg_covar, 0, strict=True)
         if self.batch_size is not None:
             check_number("batch_size", self.batch_size, self.n_components, integer=True)
@@ -359,7 +329,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
     def _check_init(self, init: Any, n: int) -> torch.Tensor:
         given = torch.as_tensor(init.detach() if isinstance(init, torch.Tensor) else np.asarray(init))
         if given.ndim == 1 and len(given) == n and not given.is_floating_point():
-            if 0 <= int(given.min()) and int(given.max()) < self.n_components:
+            if int(given.min()) >= 0 and int(given.max()) < self.n_components:
                 return torch.nn.functional.one_hot(given.long(), self.n_components)
         elif given.shape == (n, self.n_components) and bool((given >= 0).all() & (given.sum(1) > 0).all()):
             return given / given.sum(1, keepdim=True)
@@ -441,19 +411,17 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         return self.means_[labels] + noise, labels.astype(np.int64)
 
 
-def _to_working(
-    matrix: torch.Tensor, model: str, device: torch.device
-) -> tuple[models.WorkingScale, torch.Tensor]:
-    """The working scale of a matrix, and the matrix brought to it: float32, on ``device``."""
-    mean, variance = column_moments(matrix)
-    if model in ("tied", "full"):
-        wide = wide_float(matrix.device)
-        total = torch.zeros(len(mean), len(mean), dtype=wide, device=matrix.device)
-        for rows in row_blocks(len(matrix), matrix.shape[1]):
-            block = matrix[rows].to(wide) - mean
-            total += block.T @ block
-        total = total / len(matrix)
-    else:
-        total = torch.diag(variance)
-    scale = models.WorkingScale.of(mean.double().cpu().numpy(), total.double().cpu().numpy(), model)
-    return scale, affine(matrix, mean, torch.from_numpy(scale.forward), device, torch.float32)
+def _best(results: torch.Tensor, contenders: torch.Tensor, n_kept: int, always: int) -> torch.Tensor:
+    """The ``n_kept`` contenders of highest objective, in their own order, and the first ``always`` in any case."""
+    order = torch.sort(results[contenders], descending=True, stable=True).indices
+    kept = contenders[order[:n_kept]]
+    return torch.unique(torch.cat([kept, contenders[:always]]))
+
+
+def _preferred(results: torch.Tensor, contenders: torch.Tensor) -> torch.Tensor:
+    """Contenders by falling objective, but the earliest of those that tie with the best in front."""
+    order = contenders[torch.sort(results[contenders], descending=True, stable=True).indices]
+    best = results[order[0]]
+    tied = contenders[results[contenders] >= best - _TIE * best.abs()]
+    first = tied.min() if len(tied) else order[0]
+    return torch.cat([first[None], order[order != first]])

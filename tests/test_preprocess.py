@@ -1,0 +1,177 @@
+"""Counts to features, against dense formulas."""
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from amilst_lite.config import PRESETS, PreprocessConfig
+from amilst_lite.errors import AmilstWarning, InputError
+from amilst_lite.preprocess import check_counts, normalize, prepare, select_genes, top_up_shallow
+
+N, G = 80, 120
+
+
+@pytest.fixture
+def counts():
+    rng = np.random.default_rng(0)
+    abundance = rng.gamma(0.5, 2.0, G)
+    depth = rng.gamma(5.0, 0.3, (N, 1))
+    dense = rng.poisson(depth * abundance)
+    dense[:, 0] = 0  # never seen
+    dense[:2, 1] = 1
+    dense[2:, 1] = 0  # seen in two spots
+    dense[5, 2] = 500  # more than 5 % of a spot
+    return sparse.csr_matrix(dense.astype(np.float32))
+
+
+def all_genes(**changes):
+    return PreprocessConfig(n_top_genes=None, top_up=0.0, **changes)
+
+
+def test_default_normalisation_is_median_log(counts):
+    before = counts.copy()
+    normalised, genes = normalize(counts, all_genes())
+    dense = counts.toarray()
+    seen = (dense > 0).sum(0) >= 3
+    assert np.array_equal(genes, seen)
+    kept = dense[:, seen]
+    totals = kept.sum(1, keepdims=True)
+    np.testing.assert_allclose(normalised.toarray(), np.log1p(kept / totals * np.median(totals)), rtol=1e-5)
+    assert normalised.dtype == np.float32
+    assert (counts != before).nnz == 0  # what was handed in is as it was
+
+
+def test_published_normalisation_leaves_loud_genes_out_of_the_totals(counts):
+    normalised, genes = normalize(counts, PRESETS["published"].preprocess)
+    kept = counts.toarray()[:, genes]
+    loud = (kept > 0.05 * kept.sum(1, keepdims=True)).any(0)
+    assert loud.any() and not loud.all()
+    quiet = kept[:, ~loud].sum(1, keepdims=True)
+    assert (quiet == 0).any()  # spots of loud genes alone are scaled by all they have
+    expected = np.log1p(kept / np.where(quiet > 0, quiet, kept.sum(1, keepdims=True)))
+    np.testing.assert_allclose(normalised.toarray(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_gene_choice_is_by_pearson_residuals(counts):
+    dense = counts.toarray()[:, 1:].astype(np.float64)
+    expected = dense.sum(1, keepdims=True) * dense.sum(0) / dense.sum()
+    residuals = (dense - expected) / np.sqrt(expected + expected**2 / 100 + 1e-12)
+    variance = np.clip(residuals, -np.sqrt(N), np.sqrt(N)).var(0)
+    chosen = select_genes(sparse.csr_matrix(dense.astype(np.float32)), 30)
+    assert np.array_equal(chosen, np.sort(np.argsort(-variance)[:30]))
+    assert np.array_equal(select_genes(counts, G), np.arange(G))
+    _, genes = normalize(counts, PreprocessConfig(n_top_genes=30, top_up=0.0))
+    assert genes.sum() == 30
+
+
+def test_shallow_spots_are_filled_to_the_share_and_others_untouched(counts):
+    thin = counts.copy().tolil()
+    thin[7] = 0
+    thin[7, 10] = 2
+    thin = thin.tocsr()
+    rows = np.arange(N)
+    ring = sparse.csr_matrix(
+        (np.ones(2 * N, np.float32), (np.r_[rows, rows], np.r_[(rows + 1) % N, (rows - 1) % N]))
+    )
+    filled = top_up_shallow(thin, ring, 0.5)
+    totals, before = np.asarray(filled.sum(1)).ravel(), np.asarray(thin.sum(1)).ravel()
+    median = np.median(before)
+    assert totals[7] == pytest.approx(0.5 * median, rel=1e-5)
+    pooled = thin[6].toarray() + thin[8].toarray()
+    added = (filled[7] - thin[7]).toarray()
+    np.testing.assert_allclose(added, pooled / pooled.sum() * added.sum(), rtol=1e-5)
+    deep = before >= 0.5 * median
+    np.testing.assert_array_equal(filled[deep].toarray(), thin[deep].toarray())
+    assert top_up_shallow(thin, ring, 1e-6) is thin
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda x: x.toarray(),
+        lambda x: x.tocsc(),
+        lambda x: x.tocoo(),
+        lambda x: x.astype(np.float64),
+        lambda x: x.astype(np.int32),
+        lambda x: x.toarray().astype(np.int64),
+        lambda x: np.asfortranarray(x.toarray()),
+        lambda x: sparse.csr_array(x),
+    ],
+)
+def test_every_form_of_the_counts_gives_the_same_features(counts, form):
+    plain, other = prepare(counts), prepare(form(counts))
+    np.testing.assert_array_equal(plain.features, other.features)
+
+
+def test_features_are_principal_components(counts):
+    preparation = prepare(counts, all_genes(n_components=5, scale_genes=True))
+    normalised, _ = normalize(counts, all_genes())
+    dense = normalised.toarray()
+    dense = (dense - dense.mean(0)) / dense.std(0, ddof=1)
+    values = np.linalg.svd(dense, compute_uv=False)[:5]
+    np.testing.assert_allclose(np.linalg.norm(preparation.features, axis=0), values, rtol=1e-4)
+    assert preparation.features.dtype == np.float32
+
+
+def test_components_are_limited_by_spots_and_genes(counts):
+    assert prepare(counts[:10], all_genes(min_spots=1, n_components=50)).features.shape == (10, 9)
+    assert prepare(counts[:, 2:9], all_genes(n_components=50)).features.shape[1] <= 7
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda x: x - 2 * x, "must not be negative"),
+        (lambda x: x * np.float32(np.nan), "must be finite"),
+        (lambda x: x * np.float32(np.inf), "must be finite"),
+        (lambda x: x * 0, "every spot is empty"),
+        (lambda x: x[:, :0], "spots × genes"),
+    ],
+)
+def test_unusable_counts(counts, spoil, message):
+    with pytest.raises(InputError, match=message):
+        check_counts(spoil(counts))
+
+
+def test_no_gene_left(counts):
+    with pytest.raises(InputError, match="no gene is seen in at least 81 of 80 spots"):
+        normalize(counts, all_genes(min_spots=81))
+
+
+def test_suspicious_counts_warn(counts):
+    with pytest.warns(AmilstWarning, match="whole numbers"):
+        check_counts(counts.log1p())
+    empty = counts.copy().tolil()
+    empty[3] = 0
+    with pytest.warns(AmilstWarning, match="1 of 80 spots have no counts"):
+        check_counts(empty.tocsr())
+
+
+def test_an_empty_spot_or_gene_changes_no_other_feature(counts):
+    wider = sparse.hstack([counts, sparse.csr_matrix((N, 3), dtype=np.float32)]).tocsr()
+    np.testing.assert_array_equal(prepare(counts).features, prepare(wider).features)
+    with pytest.warns(AmilstWarning, match="no counts"):
+        taller = prepare(sparse.vstack([counts, sparse.csr_matrix((1, G), dtype=np.float32)]).tocsr())
+    assert np.isfinite(taller.features).all()
+
+
+@pytest.mark.slow
+def test_published_recipe_against_scanpy(counts):
+    sc = pytest.importorskip("scanpy")
+    import anndata
+
+    counts = counts + sparse.csr_matrix(np.eye(N, G, 30, dtype=np.float32))  # no spot of loud genes alone
+    adata = anndata.AnnData(counts.copy())
+    sc.pp.filter_genes(adata, min_cells=3)
+    sc.pp.normalize_total(adata, target_sum=1, exclude_highly_expressed=True)
+    sc.pp.log1p(adata)
+    normalised, _ = normalize(counts, PRESETS["published"].preprocess)
+    np.testing.assert_allclose(normalised.toarray(), adata.X.toarray(), rtol=1e-5, atol=1e-7)
+    sc.pp.scale(adata)
+    sc.pp.pca(adata, n_comps=20, svd_solver="full")
+    ours = prepare(counts, PreprocessConfig(
+        n_top_genes=None, top_up=0.0, target_sum=1.0, max_fraction=0.05, scale_genes=True, n_components=20
+    )).features  # fmt: skip
+    theirs = adata.obsm["X_pca"]
+    signs = np.sign((ours * theirs).sum(0))
+    np.testing.assert_allclose(ours * signs, theirs, rtol=1e-3, atol=1e-3)
