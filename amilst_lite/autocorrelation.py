@@ -13,6 +13,7 @@ serves both. Expression may be sparse; a few genes at a time are centred and hel
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -155,7 +156,7 @@ def _sums(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each gene Σ_ij w_ij z_i z_j, Σ_i z_i² (NaN if constant), Σ_i (row_i + column_i) z_i²."""
     # columns are taken in blocks, which CSR can't do without a pass over everything each time
-    columns = sp.csc_matrix(expression) if sp.issparse(expression) else np.asarray(expression)
+    columns: Any = sp.csc_matrix(expression) if sp.issparse(expression) else np.asarray(expression)
     if columns.ndim != 2 or columns.shape[0] != weights.n:
         raise InputError(
             f"expression must have one row for each of the graph's {weights.n} spots; found {columns.shape}."
@@ -166,7 +167,7 @@ def _sums(
     for start in range(0, n_genes, width):
         genes = slice(start, start + width)
         block = columns[:, genes]
-        z = (block.toarray() if sp.issparse(block) else block).astype(np.float64)  # n×g
+        z = np.array(block.toarray() if sp.issparse(block) else block, dtype=np.float64)  # n×g, a copy
         if not np.isfinite(z).all():
             raise InputError("expression must be finite; found NaN or infinite values.")
         constant = (z == z[0]).all(axis=0)

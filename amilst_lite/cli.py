@@ -123,12 +123,12 @@ def _add_method_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="same seed, same result (default: 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     parser.add_argument("--force", action="store_true", help="replace files in OUT")
+    parser.add_argument("--umap", action="store_true", help="draw a UMAP as well (extra umap, 10 s more)")
     settings = parser.add_argument_group("settings", "the rest, and their defaults: amilst info --settings")
     for item, part in _settings():
-        kind, optional = _kind(part, item.name)
         settings.add_argument(
             "--" + item.name.replace("_", "-"),
-            type=kind,
+            type=_kind(part, item.name),
             default=argparse.SUPPRESS,
             choices=item.metadata.get("choices"),
             metavar="NAME" if item.metadata.get("choices") else "X",
@@ -136,7 +136,6 @@ def _add_method_flags(parser: argparse.ArgumentParser) -> None:
             if item.name in _SHOWN
             else argparse.SUPPRESS,
         )
-        assert not optional or kind is not None
 
 
 def _settings() -> Iterator[tuple[dataclasses.Field[Any], Any]]:
@@ -148,17 +147,15 @@ def _settings() -> Iterator[tuple[dataclasses.Field[Any], Any]]:
             yield item, part
 
 
-def _kind(part: Any, name: str) -> tuple[Any, bool]:
-    """How a flag's text becomes the field's value."""
+def _kind(part: Any, name: str) -> Any:
+    """What turns a flag's text into the field's value."""
     hint = get_type_hints(type(part))[name]
-    alternatives = [one for one in get_args(hint) if one is not type(None)]
-    optional = len(alternatives) < len(get_args(hint))
     if hint == tuple[int, ...]:
-        return _integers, False
-    kind = alternatives[0] if optional else hint
-    if kind is bool:
-        return _boolean, optional
-    return (_or_none(kind) if optional else kind), optional
+        return _integers
+    if hint is bool:
+        return _boolean
+    alternatives = get_args(hint)
+    return _or_none(alternatives[0]) if alternatives else hint
 
 
 def _integers(text: str) -> tuple[int, ...]:
@@ -232,7 +229,14 @@ def _identify(
         callback=console.progress,
         **settings,
     )
-    summary = pipeline.write_results(adata, folder, source=source, annotation=annotation)
+    summary = pipeline.write_results(
+        adata,
+        folder,
+        source=source,
+        annotation=annotation,
+        sample_key=options.sample_key,
+        umap=options.umap,
+    )
     sizes = adata.obs["amilst_domain"].value_counts(sort=False)
     console.say(f"{adata.n_obs} spots in {(sizes > 0).sum()} domains: {', '.join(map(str, sizes))} spots")
     scores, refined = summary["scores"]["domain"], summary["scores"]["refined"]

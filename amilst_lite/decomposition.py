@@ -1,12 +1,13 @@
 """Principal components of dense, sparse or on-disk matrices, without ever holding a dense copy.
 
-Everything is a pass over blocks of rows. A block is brought to ``z = clip((x − mean) / scale)`` when its
-turn comes, is used, and is dropped; nothing as large as the matrix is made. Two ways lead to the
-components: the covariance (or, for few rows, the Gram matrix of the rows) in full, or a block Krylov
-space of it, which costs a few thin products.
+Everything is a pass over blocks of rows. A block is made dense and brought to
+``z = clip((x − mean) / scale)`` when its turn comes, is used, and is dropped; nothing as large as the
+matrix is made. Three ways lead to the components: the covariance of the columns in full; for few rows and
+many columns, the products of the rows, from blocks of columns; or a block Krylov space of the covariance,
+which costs a few thin products.
 
 Sources: Halko, Martinsson and Tropp 2011 (randomised subspaces); Musco and Musco 2015 (block Krylov);
-Chan, Golub and LeVeque 1983 (variances merged over blocks).
+Chan, Golub and LeVeque 1983 (sums of squares about a shift).
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ __all__ = ["PCA"]
 
 Blocks = Callable[[], Iterable[Any]]
 """Starts a pass: every call gives the same row blocks, dense or CSR, in the same order."""
+
+Columns = Callable[[], Iterable[tuple[slice, Any]]]
+"""The same for blocks of columns of all rows, and where they stand."""
 
 _BLOCK_ELEMENTS = 1 << 22
 """Entries of a dense block: 16 MiB of float32."""
@@ -87,7 +91,7 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     mean_, scale_ : ndarray of shape (n_features,), float64
         What is subtracted and divided by; zeros and ones where not asked for.
     clipped_mean_ : ndarray of shape (n_features,), float64
-        Mean of z, not zero only where clipping has moved it (or without centring, where it is not used).
+        What is subtracted from z before it is projected: its mean where clipping has moved it, else zero.
     solver_ : str
         The solver that ran.
     n_components_, n_features_in_, n_samples_ : int
@@ -119,8 +123,9 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def fit(self, X: Any, y: Any = None) -> PCA:
         """Find the components of ``X`` (n_samples, n_features): array, tensor, or scipy sparse matrix."""
+        self._check_parameters()
         matrix = self._check(X, reset=True)
-        return self._fit_blocks(_row_blocks(matrix), np.dtype(matrix.dtype), gram=True)
+        return self._fit_blocks(_row_blocks(matrix), np.dtype(matrix.dtype), _column_blocks(matrix))
 
     def fit_chunks(self, source: Any) -> PCA:
         """Fit from blocks of rows that are read anew in each pass, such as a matrix on disk.
@@ -131,6 +136,7 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             A callable of no arguments that starts a pass over row blocks (dense or scipy sparse); or an
             HDF5 dataset, a memory map or a backed AnnData matrix.
         """
+        self._check_parameters()
         blocks = self._checked_blocks(source)
         first = next(iter(blocks()), None)
         if first is None:
@@ -138,7 +144,7 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 "fit_chunks was given no row blocks. Give a callable that starts a new pass each time."
             )
         self.n_features_in_ = first.shape[1]
-        return self._fit_blocks(blocks, np.dtype(first.dtype), gram=False)
+        return self._fit_blocks(blocks, np.dtype(first.dtype), None)
 
     def _checked_blocks(self, source: Any) -> Blocks:
         """Each block checked as it passes by."""
@@ -146,34 +152,37 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
         def blocks() -> Iterator[Any]:
             for block in start():
-                yield _check_array(check_array, block, ensure_min_samples=0)
+                checked = _check_array(check_array, block, ensure_min_samples=0)
+                for rows in _slices(*checked.shape):
+                    yield checked[rows]
 
         return blocks
 
-    def _fit_blocks(self, blocks: Blocks, dtype: np.dtype, gram: bool) -> PCA:
+    def _fit_blocks(self, blocks: Blocks, dtype: np.dtype, columns: Columns | None) -> PCA:
         device = resolve_device(self.device)
-        self._check_parameters()
-        n, d = self._fit_scale(blocks)
-        k = min(self.n_components, n, d)
-        self.n_components_, self.n_samples_ = k, n
-        self.solver_ = self._choose_solver(n, d, gram)
         # float64 in, float64 inside, where the device has it
-        tensor_dtype = torch.float64 if dtype == np.float64 and device.type != "mps" else torch.float32
-        passes = _Passes(self, blocks, device, tensor_dtype)
+        inside = torch.float64 if dtype == np.float64 and device.type != "mps" else torch.float32
+        n, mean, squares = _column_sums(blocks)
+        d = len(mean)
+        if n < 2 and self.center:
+            raise InputError("Principal components need at least 2 rows; found n_samples=1.")
+        k = min(self.n_components, n, d)
+        self.n_components_, self.n_samples_, self._n_features_out = k, n, k
+        self.solver_ = self._choose_solver(n, d, columns is not None)
+        self._set_scale(n, mean, squares)
+        z = _Standardised(self, device, inside)
         if self.solver_ == "randomized":
-            values, vectors, total = _krylov(passes, d, k, int(self.random_state))
-        elif gram and n < d and n <= _GRAM_ROWS:
-            values, vectors, total = _gram(passes, n, k)
+            values, vectors, total = _krylov(z, blocks, d, k, self.random_state)
+        elif columns is not None and n < d and n <= _GRAM_ROWS:
+            values, vectors, total = _gram(z, columns, n, k)
         else:
-            values, vectors, total = _covariance(passes, d, k)
-        self.clipped_mean_ = passes.mean.double().cpu().numpy()
+            values, vectors, total = _covariance(z, blocks, k)
+        self.clipped_mean_ = z.mean.double().cpu().numpy()
         values = np.maximum(values, 0)
         self.components_ = _deterministic_signs(vectors.T).astype(dtype)
-        degrees = max(n - 1, 1)
-        self.explained_variance_ = (values / degrees).astype(dtype)
+        self.explained_variance_ = (values / max(n - 1, 1)).astype(dtype)
         self.explained_variance_ratio_ = (values / (total or 1.0)).astype(dtype)
         self.singular_values_ = np.sqrt(values).astype(dtype)
-        self._n_features_out = k
         return self
 
     def _check_parameters(self) -> None:
@@ -183,24 +192,23 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             raise InputError(f"clip must be None or a number > 0; found {self.clip!r}.")
         if self.solver not in ("auto", "exact", "randomized"):
             raise InputError(f"solver must be 'auto', 'exact' or 'randomized'; found {self.solver!r}.")
+        if not isinstance(self.random_state, Integral) or self.random_state < 0:
+            raise InputError(f"random_state must be an integer >= 0; found {self.random_state!r}.")
 
-    def _fit_scale(self, blocks: Blocks) -> tuple[int, int]:
-        """Set ``mean_`` and ``scale_``; return the shape of the matrix."""
-        n, mean, scatter = _column_scatter(blocks)
-        deviation = np.sqrt(scatter / max(n - 1, 1))
+    def _set_scale(self, n: int, mean: np.ndarray, squares: np.ndarray) -> None:
+        deviation = np.sqrt(squares / max(n - 1, 1))
         # what rounding leaves of a constant column is not a variance
         deviation[deviation <= 1e-12 * np.abs(mean)] = 0
         self.mean_ = mean if self.center else np.zeros_like(mean)
         self.scale_ = np.where(deviation > 0, deviation, 1.0) if self.scale else np.ones_like(mean)
-        return n, len(mean)
 
-    def _choose_solver(self, n: int, d: int, gram: bool) -> str:
+    def _choose_solver(self, n: int, d: int, in_memory: bool) -> str:
         if self.solver != "auto":
             return self.solver
-        side = n if gram and n < d and n <= _GRAM_ROWS else d
+        side = n if in_memory and n < d and n <= _GRAM_ROWS else d
         exact = n * d * side
-        randomized = n * d * (self.n_components + _OVERSAMPLING) * 2 * (_KRYLOV_DEPTH + 1)
-        return "exact" if side <= _EXACT_SIDE and exact <= max(4 * randomized, 1e11) else "randomized"
+        randomized = n * d * (self.n_components + _OVERSAMPLING) * 4 * _KRYLOV_DEPTH
+        return "exact" if side <= _EXACT_SIDE and exact <= max(1.5 * randomized, 2e10) else "randomized"
 
     def _check(self, X: Any, *, reset: bool) -> Any:
         """``X`` as a float32 or float64 array or CSR matrix."""
@@ -224,14 +232,11 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def _scores(self, blocks: Blocks) -> np.ndarray:
         device = resolve_device(self.device)
-        dtype = (
-            torch.float64 if self.components_.dtype == np.float64 and device.type != "mps" else torch.float32
-        )
-        passes = _Passes(self, blocks, device, dtype)
-        axes = torch.from_numpy(self.components_.T.copy()).to(device, dtype)
-        shift = torch.from_numpy(self.clipped_mean_ if self.center else 0 * self.mean_).to(device, dtype)
-        scores = [(block @ axes - shift @ axes).cpu().numpy() for block in passes]
-        return np.concatenate(scores)
+        wide = self.components_.dtype == np.float64 and device.type != "mps"
+        z = _Standardised(self, device, torch.float64 if wide else torch.float32)
+        axes = torch.from_numpy(self.components_.T.copy()).to(device, z.dtype)
+        shift = torch.from_numpy(self.clipped_mean_).to(device, z.dtype) @ axes
+        return np.concatenate([(z(block) @ axes - shift).cpu().numpy() for block in blocks()])
 
     def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:
         """``fit(X).transform(X)``."""
@@ -243,7 +248,7 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         scores = X.detach().cpu().numpy() if isinstance(X, torch.Tensor) else check_array(X)
         if scores.shape[1] != len(self.components_):
             raise InputError(f"Expected {len(self.components_)} columns of scores; found {scores.shape[1]}.")
-        z = scores @ self.components_ + (self.clipped_mean_ if self.center else 0)
+        z = scores @ self.components_ + self.clipped_mean_
         return (z * self.scale_ + self.mean_).astype(self.components_.dtype)
 
     def _check_fitted(self) -> None:
@@ -251,111 +256,117 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             raise NotFittedError(f"This {type(self).__name__} instance is not fitted yet. Call 'fit' first.")
 
 
-class _Passes:
-    """Passes over the standardised blocks: each iteration yields (b, d) tensors on the device."""
+class _Standardised:
+    """Brings a block to z, dense on the device; ``mean`` (d,) is what remains to be subtracted."""
 
-    def __init__(self, pca: PCA, blocks: Blocks, device: torch.device, dtype: torch.dtype):
-        self.blocks = blocks
-        self.device = device
-        self.dtype = dtype
-        self.center = pca.center
-        self.clip = pca.clip
-        self.shift = torch.from_numpy(pca.mean_)
-        self.divide = bool((pca.scale_ != 1).any())
-        self.inverse_scale = torch.from_numpy(1 / pca.scale_).to(device, dtype)
+    def __init__(self, pca: PCA, device: torch.device, dtype: torch.dtype):
+        self.device, self.dtype = device, dtype
         self.wide = torch.float32 if device.type == "mps" else torch.float64
+        self.center, self.clip = pca.center, pca.clip
+        self.shift = torch.from_numpy(pca.mean_)
+        self.factor = torch.from_numpy(1 / pca.scale_).to(device, dtype) if pca.scale else None
         self.mean = torch.zeros(len(pca.mean_), dtype=self.wide, device=device)
-        self.n = 0
 
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        for block in self.blocks():
-            for rows in _slices(*block.shape):
-                dense = _dense(block[rows])
-                # the mean leaves in the block's own precision, before anything is rounded
-                z = dense - self.shift.to(dense.dtype) if self.center else dense
-                z = z.to(self.device, self.dtype)
-                if self.divide:
-                    z = z * self.inverse_scale
-                yield z if self.clip is None else z.clamp(-self.clip, self.clip)
+    def __call__(self, block: Any, columns: slice = slice(None)) -> torch.Tensor:
+        """z of a block of rows, or of some columns of all rows."""
+        dense = _dense(block)
+        # the mean leaves in the block's own precision, before anything is rounded
+        z = (dense - self.shift[columns].to(dense.dtype) if self.center else dense).to(
+            self.device, self.dtype
+        )
+        if self.factor is not None:
+            z = z * self.factor[columns]
+        return z if self.clip is None else z.clamp(-self.clip, self.clip)
 
-    def fit_mean(self) -> None:
-        """Mean of z, which clipping may have moved from zero."""
-        total = torch.zeros_like(self.mean)
-        self.n = 0
-        for block in self:
-            total += block.sum(0, dtype=self.wide)
-            self.n += len(block)
-        self.mean = total / self.n
-
-    @property
-    def offset(self) -> torch.Tensor:
-        """What is still to be subtracted from z."""
-        return self.mean if self.center else torch.zeros_like(self.mean)
+    def fit_mean(self, blocks: Blocks) -> None:
+        """Set ``mean``; only clipping moves it from zero."""
+        if self.center and self.clip is not None:
+            n = 0
+            for block in blocks():
+                z = self(block)
+                self.mean += z.sum(0, dtype=self.wide)
+                n += len(z)
+            self.mean /= n
 
 
-def _covariance(passes: _Passes, d: int, k: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Leading ``k`` eigenvalues, eigenvectors (d, k) and trace of the scatter matrix (d, d)."""
-    scatter = torch.zeros(d, d, dtype=passes.wide, device=passes.device)
-    total = torch.zeros(d, dtype=passes.wide, device=passes.device)
+Leading = tuple[np.ndarray, np.ndarray, float]
+"""The ``k`` leading eigenvalues of the scatter matrix of z, descending; eigenvectors (d, k); its trace."""
+
+
+def _covariance(z: _Standardised, blocks: Blocks, k: int) -> Leading:
+    """From the scatter matrix (d, d) in full."""
+    d = len(z.mean)
+    scatter = torch.zeros(d, d, dtype=z.wide, device=z.device)
+    total = torch.zeros_like(z.mean)
     n = 0
-    for block in passes:
-        scatter += block.T @ block
-        total += block.sum(0, dtype=passes.wide)
-        n += len(block)
-    passes.mean = total / n
-    scatter -= n * torch.outer(passes.offset, passes.offset)
-    matrix = scatter.double().cpu().numpy() if passes.device.type != "mps" else scatter.cpu().double().numpy()
-    values, vectors = _leading(matrix, k)
-    return values, vectors, float(np.trace(matrix))
+    for block in blocks():
+        dense = z(block)
+        scatter += dense.T @ dense
+        total += dense.sum(0, dtype=z.wide)
+        n += len(dense)
+    if z.center:
+        if z.clip is not None:
+            z.mean = total / n
+        # the mean in hand is rounded as the blocks are: what is left of it goes here
+        scatter -= torch.outer(total, total) / n
+    matrix = scatter.cpu().double().numpy()
+    return *_leading(matrix, k), float(np.trace(matrix))
 
 
-def _gram(passes: _Passes, n: int, k: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """The same from the (n, n) products of the rows, for fewer rows than columns."""
-    passes.fit_mean()
-    z = torch.cat(list(passes)) - passes.offset.to(passes.dtype)
-    gram = (z @ z.T).cpu().double().numpy()
-    values, left = _leading(gram, k)
-    vectors = (z.T @ torch.from_numpy(left).to(z)).cpu().double().numpy()  # (d, k)
-    return values, _orthonormal(vectors, values), float(np.trace(gram))
+def _gram(z: _Standardised, columns: Columns, n: int, k: int) -> Leading:
+    """From the products of the rows (n, n), for fewer rows than columns."""
+    gram = torch.zeros(n, n, dtype=z.wide, device=z.device)
+    for place, block in columns():
+        dense = z(block, place)
+        if z.center:
+            z.mean[place] = dense.mean(0, dtype=z.wide) if z.clip is not None else 0
+            dense = dense - dense.mean(0)
+        gram += dense @ dense.T
+    matrix = gram.cpu().double().numpy()
+    values, left = _leading(matrix, k)
+    axes = torch.from_numpy(left).to(z.dtype).to(z.device)
+    right = [(z(block, place) - z.mean[place].to(z.dtype)).T @ axes for place, block in columns()]
+    vectors = torch.cat(right).cpu().double().numpy()  # (d, k)
+    return values, _orthonormal(vectors, values), float(np.trace(matrix))
 
 
 def _orthonormal(vectors: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Columns of unit length; those of no variance are filled so that all are orthogonal."""
-    weak = values <= 1e-10 * values[0] if values[0] > 0 else np.ones(len(values), dtype=bool)
-    filled = np.where(weak, 0, vectors)
-    # any directions will do: the first axes, made orthogonal to the rest by the QR below
-    filled[np.arange(len(values))[weak], np.nonzero(weak)[0]] = 1
-    q, r = np.linalg.qr(filled)
+    weak = np.flatnonzero(values <= 1e-10 * max(values[0], 1e-300))
+    vectors[:, weak] = 0
+    # any directions will do: axes that the others touch least, made orthogonal to them by the QR below
+    unused = np.argsort(np.square(vectors).sum(1), kind="stable")[: len(weak)]
+    vectors[unused, weak] = 1
+    q, r = np.linalg.qr(vectors)
     return q * np.where(r.diagonal() < 0, -1, 1)
 
 
-def _krylov(passes: _Passes, d: int, k: int, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """The same from a block Krylov space of the scatter matrix; one pass over the rows for each depth."""
-    passes.fit_mean()
-    offset = passes.offset.to(passes.dtype)
-    generator = make_generator(seed)
-    width = min(k + _OVERSAMPLING, d)
-    q = torch.randn(d, width, generator=generator, dtype=torch.float32).to(passes.device, passes.dtype)
-    q = torch.linalg.qr(q)[0]
+def _krylov(z: _Standardised, blocks: Blocks, d: int, k: int, seed: int) -> Leading:
+    """From a block Krylov space of the scatter matrix; each power of it is one pass over the rows."""
+    z.fit_mean(blocks)
+    start = torch.randn(d, min(k + _OVERSAMPLING, d), generator=make_generator(seed))
+    q = torch.linalg.qr(start.to(z.device, z.dtype))[0]
     basis = []
-    total = 0.0
-    for depth in range(_KRYLOV_DEPTH + 2):
-        last = depth == _KRYLOV_DEPTH + 1
-        if last:
-            q = torch.linalg.qr(torch.cat(basis[1:], 1))[0][:, :d]
-        product = torch.zeros(d, q.shape[1], dtype=passes.wide, device=passes.device)
-        for block in passes:
-            block = block - offset
-            product += block.T @ (block @ q)
-            if last:
-                total += float(block.square().sum(dtype=passes.wide))
-        if last:
-            small = (q.to(passes.wide).T @ product).cpu().double().numpy()
-            values, vectors = _leading((small + small.T) / 2, k)
-            return values, q.cpu().double().numpy() @ vectors, total
+    for _ in range(_KRYLOV_DEPTH):
+        q = torch.linalg.qr(_scatter_times(z, blocks, q)[0].to(z.dtype))[0]
         basis.append(q)
-        q = torch.linalg.qr(product.to(passes.dtype))[0]
-    raise AssertionError  # pragma: no cover
+    q = torch.linalg.qr(torch.cat(basis, 1))[0]  # (d, at most d)
+    product, total = _scatter_times(z, blocks, q)
+    small = (q.to(z.wide).T @ product).cpu().double().numpy()
+    values, vectors = _leading((small + small.T) / 2, k)
+    return values, q.cpu().double().numpy() @ vectors, total
+
+
+def _scatter_times(z: _Standardised, blocks: Blocks, q: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """The scatter matrix of z times (d, l) ``q``, and its trace, in one pass."""
+    product = torch.zeros(q.shape, dtype=z.wide, device=z.device)
+    trace = torch.zeros((), dtype=z.wide, device=z.device)
+    mean = z.mean.to(z.dtype)
+    for block in blocks():
+        dense = z(block) - mean
+        product += dense.T @ (dense @ q)
+        trace += dense.square().sum(dtype=z.wide)
+    return product, float(trace)
 
 
 def _leading(matrix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -377,31 +388,27 @@ def _deterministic_signs(components: np.ndarray) -> np.ndarray:
     return components * np.where(signs == 0, 1, signs)[:, None]
 
 
-def _column_scatter(blocks: Blocks) -> tuple[int, np.ndarray, np.ndarray]:
-    """Number of rows, columns' means, and sums of squared deviations, in one pass and float64."""
+def _column_sums(blocks: Blocks) -> tuple[int, np.ndarray, np.ndarray]:
+    """Number of rows, columns' means, and sums of squared deviations: one pass, sums in float64.
+
+    Values are taken about the mean of the first block, so that squares of large values do not cancel.
+    """
     n = 0
-    mean: Any = 0.0
-    scatter: Any = 0.0
     for block in blocks():
-        for rows in _slices(*block.shape):
-            part = block[rows]
-            size = part.shape[0]
-            part_mean = np.asarray(part.mean(0, dtype=np.float64)).ravel()
-            if scipy.sparse.issparse(part):
-                squares = np.bincount(
-                    part.indices,
-                    (part.data - part_mean[part.indices]) ** 2,
-                    minlength=part.shape[1],
-                )
-                stored = np.bincount(part.indices, minlength=part.shape[1])
-                part_scatter = squares + (size - stored) * part_mean**2
-            else:
-                part_scatter = np.square(part - part_mean).sum(0)
-            step = part_mean - mean
-            scatter = scatter + part_scatter + step**2 * (n * size / (n + size))
-            mean = mean + step * (size / (n + size))
-            n += size
-    return n, np.asarray(mean), np.asarray(scatter)
+        dense = _dense(block)
+        if n == 0:
+            shift = dense.mean(0, dtype=torch.float64).to(dense.dtype)
+            total, squares = (
+                torch.zeros_like(shift, dtype=torch.float64),
+                torch.zeros_like(shift, dtype=torch.float64),
+            )
+        dense = dense - shift.to(dense.dtype)
+        total += dense.sum(0, dtype=torch.float64)
+        squares += dense.square().sum(0, dtype=torch.float64)
+        n += len(dense)
+    mean = total / n
+    squares = (squares - n * mean.square()).clamp_(min=0)
+    return n, (shift.double() + mean).numpy(), squares.numpy()
 
 
 def _slices(n: int, d: int) -> Iterator[slice]:
@@ -418,6 +425,17 @@ def _row_blocks(matrix: Any) -> Blocks:
             yield matrix[rows]
 
     return blocks
+
+
+def _column_blocks(matrix: Any) -> Columns:
+    """Passes over a matrix in memory by columns."""
+
+    def columns() -> Iterator[tuple[slice, Any]]:
+        by_column = matrix.tocsc() if scipy.sparse.issparse(matrix) else matrix
+        for place in _slices(*matrix.shape[::-1]):
+            yield place, by_column[:, place]
+
+    return columns
 
 
 def _dense(block: Any) -> torch.Tensor:

@@ -149,7 +149,8 @@ class SpatialGraph:
         edges = _stack_edges(blocks)
         lengths = _lengths(points[order], edges)
         graph = cls(order=order, edges=edges, distances=lengths)
-        _warn(graph, codes[order], names if sample is not None else None, crowded, n_neighbors)
+        for complaint in _complaints(graph, codes[order], names, crowded, n_neighbors):
+            warnings.warn(complaint, AmilstWarning, stacklevel=2)
         return graph
 
     @property
@@ -327,9 +328,9 @@ def _check_options(n_neighbors: int, radius: float | None, symmetrization: str) 
     if symmetrization not in ("union", "mutual"):
         raise InputError(f"symmetrization must be 'union' or 'mutual'; found {symmetrization!r}.")
     if radius is not None:
-        if not 0 < float(radius) < math.inf:
+        if not (isinstance(radius, (int, float, np.number)) and 0 < float(radius) < math.inf):
             raise InputError(f"radius must be a positive, finite number; found {radius!r}.")
-    elif isinstance(n_neighbors, bool) or int(n_neighbors) != n_neighbors or n_neighbors < 1:
+    elif not (isinstance(n_neighbors, (int, np.integer)) and n_neighbors >= 1) or n_neighbors is True:
         raise InputError(f"n_neighbors must be a whole number of at least 1; found {n_neighbors!r}.")
 
 
@@ -446,15 +447,12 @@ def _search(points: np.ndarray, queries: np.ndarray, k: int, seed: int) -> np.nd
 
 def _symmetrize(neighbors: np.ndarray, how: str) -> sparse.csr_matrix:
     """(N, k) neighbours, -1 for none, to the symmetric pattern of a CSR matrix, sorted."""
-    n, k = neighbors.shape
-    directed = sparse.csr_matrix(
-        (
-            np.ones(n * k, np.int8),
-            np.sort(neighbors, axis=1).ravel().astype(np.int32 if n < 2**31 else np.int64),
-            np.arange(0, n * k + 1, k),
-        ),
-        shape=(n, n),
-    )
+    n = len(neighbors)
+    found = np.sort(neighbors, axis=1)
+    valid = found >= 0
+    starts = np.concatenate([[0], np.cumsum(valid.sum(axis=1))])
+    columns = found[valid].astype(np.int32 if n < 2**31 else np.int64)
+    directed = sparse.csr_matrix((np.ones(len(columns), np.int8), columns, starts), shape=(n, n))
     both = directed + directed.T.tocsr()  # 2 where each found the other
     if how == "mutual":
         both.data[both.data < 2] = 0
@@ -463,6 +461,7 @@ def _symmetrize(neighbors: np.ndarray, how: str) -> sparse.csr_matrix:
 
 
 def _within_radius(points: np.ndarray, radius: float, label: str) -> sparse.csr_matrix:
+    """Every pair at most ``radius`` apart, as the symmetric pattern of a CSR matrix, sorted."""
     n = len(points)
     tree = cKDTree(points)
     some = points[:: max(1, n // 1000)]
@@ -473,11 +472,8 @@ def _within_radius(points: np.ndarray, radius: float, label: str) -> sparse.csr_
             "smaller one, in the unit of the coordinates (pixels and micrometres are often confused)."
         )
     pairs = tree.query_pairs(radius, output_type="ndarray")  # (pairs, 2), each once
-    row = np.concatenate([pairs[:, 0], pairs[:, 1]])
-    column = np.concatenate([pairs[:, 1], pairs[:, 0]])
-    matrix = sparse.coo_matrix((np.ones(len(row), np.int8), (row, column)), shape=(n, n)).tocsr()
-    matrix.sort_indices()
-    return matrix
+    once = sparse.coo_matrix((np.ones(len(pairs), np.int8), pairs.T), shape=(n, n)).tocsr()
+    return once + once.T.tocsr()
 
 
 def _stack_edges(blocks: list[sparse.csr_matrix]) -> torch.Tensor:
@@ -506,41 +502,37 @@ def _lengths(points: np.ndarray, edges: torch.Tensor, chunk: int = 1 << 20) -> t
 # ---- what is usable but probably not meant ----
 
 
-def _warn(
-    graph: SpatialGraph, codes: np.ndarray, names: list[Any] | None, crowded: int, n_neighbors: int
-) -> None:
-    """Say what looks wrong about a graph. ``codes``: (N,), the sample of each internal node."""
+def _complaints(
+    graph: SpatialGraph, codes: np.ndarray, names: list[Any], crowded: int, n_neighbors: int
+) -> Iterator[str]:
+    """What looks wrong about a graph. ``codes``: (N,), the sample of each internal node."""
     n = graph.n_spots
     if crowded:
-        _say(
+        yield (
             f"{crowded} of {n} spots share their place with more than {n_neighbors} others, so all "
             "their neighbours are there. Are their coordinates missing and filled in?"
         )
     degrees = graph.degrees.numpy()
     alone = int((degrees == 0).sum())
     if alone:
-        _say(
+        yield (
             f"{alone} of {n} spots have no neighbour and see only themselves. Take a larger radius, "
             "symmetrization='union', or drop them."
         )
     pieces = []
     sizes = np.bincount(graph.components)
-    for code, name in enumerate(names or [None]):
+    for code, name in enumerate(names):
         inside = np.unique(graph.components[(codes == code) & (degrees > 0)])
         if len(inside) < 2:
             continue
         largest, total = sizes[inside].max(), sizes[inside].sum()
         if total - largest >= _DETACHED_SHARE * total:
-            where = "" if names is None else f"sample {str(name)!r}: "
+            where = "" if name is None else f"sample {str(name)!r}: "
             pieces.append(
                 f"{where}{len(inside)} pieces, {total - largest} of {total} spots not in the largest"
             )
     if pieces:
-        _say(
+        yield (
             "the neighbour graph is not connected (" + "; ".join(pieces[:5]) + "). Fine when the tissue "
             "itself is in pieces; if several sections are in this table, name their column as sample."
         )
-
-
-def _say(message: str) -> None:
-    warnings.warn(message, AmilstWarning, stacklevel=4)

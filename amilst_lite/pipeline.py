@@ -162,7 +162,8 @@ def score(
     adata: ad.AnnData,
     annotation: str | None = None,
     *,
-    domain: str = f"{keys.DEFAULT_KEY}_domain",
+    domain: str = keys.ResultKeys().domain,
+    sample_key: str | None = None,
 ) -> dict[str, float]:
     """How well the domains agree with an annotation, and how coherent they are in space.
 
@@ -175,12 +176,14 @@ def score(
         scores that need no truth are given.
     domain : str
         Column of ``obs`` with the domains.
+    sample_key : str, optional
+        Column of ``obs`` that tells sections apart; nearness in space is judged within each.
 
     Returns
     -------
     dict of str to float
         ``ari``, ``nmi``, ``homogeneity``, ``completeness``, ``n_scored`` (with an annotation);
-        ``chaos``, ``pas`` (lower is better) and ``spatial_silhouette`` (higher is better).
+        ``chaos``, ``pas`` (lower is better) and ``silhouette`` (higher is better).
 
     Raises
     ------
@@ -193,7 +196,8 @@ def score(
     scores: dict[str, float] = {}
     if annotation is not None:
         scores |= metrics.agreement(_column(adata, annotation).to_numpy(), labels.to_numpy())
-    return scores | metrics.continuity(labels.to_numpy(), coordinates_of(adata))
+    sample = None if sample_key is None else _column(adata, sample_key).to_numpy()
+    return scores | metrics.continuity(labels.to_numpy(), coordinates_of(adata), sample)
 
 
 # --- what is read ---------------------------------------------------------------------------
@@ -344,6 +348,8 @@ def write_results(
     *,
     source: str = "",
     annotation: str | None = None,
+    sample_key: str | None = None,
+    umap: bool = False,
     key_added: str = keys.DEFAULT_KEY,
 ) -> dict[str, Any]:
     """Leave a run's results in an existing folder.
@@ -358,6 +364,10 @@ def write_results(
         What the section was read from, for the record.
     annotation : str, optional
         Column of ``obs`` to score against and to draw beside the domains.
+    sample_key : str, optional
+        As in `score`.
+    umap : bool
+        Draw ``umap.png`` as well (extra ``umap``; takes ten seconds and more).
     key_added : str
         As in `identify_domains`.
 
@@ -372,8 +382,8 @@ def write_results(
     record = adata.uns[names.record]
     started = time.perf_counter()
     scores = {
-        "domain": score(adata, annotation, domain=names.domain),
-        "refined": score(adata, annotation, domain=names.refined),
+        name: score(adata, annotation, domain=column, sample_key=sample_key)
+        for name, column in (("domain", names.domain), ("refined", names.refined))
     }
     scored = time.perf_counter()
     pd.DataFrame(
@@ -384,7 +394,7 @@ def write_results(
             "probability": adata.obs[names.confidence].to_numpy(),
         }
     ).to_csv(folder / "domains.csv", index=False)
-    left_out = _draw(adata, folder, annotation, names)
+    left_out = _draw(adata, folder, annotation, umap, names)
     drawn = time.perf_counter()
     adata.write_h5ad(folder / "result.h5ad")
     written = time.perf_counter()
@@ -413,12 +423,24 @@ def write_results(
     return summary
 
 
-def _draw(adata: ad.AnnData, folder: Path, annotation: str | None, names: keys.ResultKeys) -> list[str]:
+def _draw(
+    adata: ad.AnnData, folder: Path, annotation: str | None, umap: bool, names: keys.ResultKeys
+) -> list[str]:
     """The figures; what an absent package leaves out is said, not raised."""
-    try:
-        figure = plot.domains(adata, key=names.domain, refined=names.refined, annotation=annotation)
-        plot.save(figure, folder / "domains.png")
-        plot.save(plot.losses(adata.uns[names.record]["losses"]), folder / "losses.png")
-    except MissingExtraError as error:
-        return [f"domains.png and losses.png: {error}"]
-    return []
+    logger.info("draw")
+    domains = adata.obs[names.domain]
+    figures = {
+        "domains.png": lambda: plot.domains(
+            adata, key=names.domain, refined=names.refined, annotation=annotation
+        ),
+        "losses.png": lambda: plot.losses(adata.uns[names.record]["losses"]),
+    }
+    if umap:
+        figures["umap.png"] = lambda: plot.umap(adata.obsm[names.embedding], domains.to_numpy())
+    left_out = []
+    for name, draw in figures.items():
+        try:
+            plot.save(draw(), folder / name)
+        except MissingExtraError as error:
+            left_out.append(f"{name}: {error}")
+    return left_out

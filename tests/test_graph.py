@@ -16,7 +16,7 @@ from scipy.spatial.distance import cdist
 from sklearn.neighbors import kneighbors_graph, radius_neighbors_graph
 
 from amilst_lite.errors import AmilstWarning, InputError
-from amilst_lite.graph import SpatialGraph, _space_filling_order
+from amilst_lite.graph import SpatialGraph, _space_filling_order, _symmetrize
 
 quick = settings(max_examples=60, deadline=None)
 
@@ -137,6 +137,15 @@ def test_a_few_points_in_many_dimensions_are_searched_exactly():
     directed = kneighbors_graph(points, 5, include_self=False)
     graph = build(points, n_neighbors=5)
     np.testing.assert_array_equal(graph.connectivities().toarray(), directed.maximum(directed.T).toarray())
+
+
+def test_neighbours_that_were_not_found_are_left_out():
+    # Nearest-neighbour descent says -1 where it came to no end.
+    found = np.array([[1, 2], [0, -1], [-1, -1]])
+    union = [[0, 1, 1], [1, 0, 0], [1, 0, 0]]
+    np.testing.assert_array_equal(_symmetrize(found, "union").toarray() > 0, union)
+    mutual = [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
+    np.testing.assert_array_equal(_symmetrize(found, "mutual").toarray() > 0, mutual)
 
 
 # ---- properties ----
@@ -332,6 +341,8 @@ def test_refuses_too_few_spots_and_names_the_sample():
         ({"n_neighbors": 0}, "n_neighbors"),
         ({"n_neighbors": 2.5}, "n_neighbors"),
         ({"n_neighbors": True}, "n_neighbors"),
+        ({"n_neighbors": "12"}, "n_neighbors"),
+        ({"radius": "100"}, "radius"),
         ({"radius": 0}, "radius"),
         ({"radius": -1.0}, "radius"),
         ({"radius": float("nan")}, "radius"),

@@ -6,13 +6,15 @@ Sohler 2019 (swaps of one centre, which leave a bad local optimum).
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 
-from ..errors import InputError
+from ..errors import AmilstWarning, InputError
 from ..runtime import make_generator, resolve_device
 from ._common import (
     affine,
@@ -27,6 +29,9 @@ from ._common import (
 )
 
 __all__ = ["KMeans"]
+
+_CANDIDATES, _TRIALS, _TRIAL_PASSES, _PATIENCE = 64, 8, 8, 2
+"""Exchanges of a centre: rows looked at, exchanges run on, passes for these, rounds without gain before the end."""
 
 
 def plus_plus(X: torch.Tensor, n_clusters: int, n_init: int, generator: torch.Generator) -> torch.Tensor:
@@ -167,8 +172,74 @@ def _fill_empty(
     return centres
 
 
+def improve(
+    X: torch.Tensor, centres: torch.Tensor, inertia: torch.Tensor, tol: float, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Leave a local optimum by moving one centre elsewhere, as long as that lowers the inertia.
+
+    Rows drawn in proportion to their squared distance are candidates. For each, the centre that is missed
+    least is found for all candidates in one matrix product; the most promising exchanges are then run on
+    with Lloyd's algorithm, as one batch (after Lattanzi and Sohler 2019).
+
+    Parameters
+    ----------
+    X : torch.Tensor of shape (n, d)
+    centres : torch.Tensor of shape (K, d)
+    inertia : torch.Tensor of shape ()
+    tol : float
+        Of `lloyd`.
+    generator : torch.Generator
+        On the CPU.
+
+    Returns
+    -------
+    centres, inertia
+        Of the same shapes; the inertia is no higher than it was.
+    """
+    n_clusters = len(centres)
+    failures = 0
+    while failures < _PATIENCE:
+        draws = torch.rand(_CANDIDATES, generator=generator).to(X.device)
+        candidates, removed = _exchanges(X, centres, draws)
+        trials = centres.repeat(len(candidates), 1, 1)
+        trials[torch.arange(len(candidates)), removed] = X[candidates]
+        trials, results, _ = lloyd(X, trials, _TRIAL_PASSES, tol)
+        best = int(results.argmin())
+        gained = bool(results[best] < inertia * (1 - 1e-5))
+        failures = 0 if gained else failures + 1
+        if gained:
+            finished, result, _ = lloyd(X, trials[best][None], _TRIAL_PASSES, tol)
+            centres, inertia = finished[0], result[0]
+        if n_clusters == 1:
+            break
+    return centres, inertia
+
+
+def _exchanges(
+    X: torch.Tensor, centres: torch.Tensor, draws: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The most promising exchanges: rows that become centres, and the centres they replace; (`_TRIALS`,)."""
+    squares = X.square().sum(1)
+    nearest, labels = _squared_distances(X, squares, centres).topk(min(2, len(centres)), 0, largest=False)
+    first, second = nearest[0], nearest[-1]  # (n,)
+    cumulative = first.to(wide_float(X.device)).cumsum(0)
+    rows = torch.searchsorted(cumulative, draws * cumulative[-1]).clamp_(max=len(X) - 1).unique()
+    distances = _squared_distances(X, squares, X[rows])  # (L, n)
+    kept = torch.minimum(distances, first)
+    # what the rows of a cluster pay when its centre goes: (L, n) summed by cluster to (L, K)
+    paid = torch.minimum(distances, second) - kept
+    own = torch.nn.functional.one_hot(labels[0], len(centres)).to(X.dtype)
+    cost, removed = (kept.sum(1, keepdim=True) + paid @ own).min(1)
+    promising = cost.argsort(stable=True)[:_TRIALS]
+    return rows[promising], removed[promising]
+
+
 class KMeans(TransformerMixin, ClusterMixin, BaseEstimator):
     """K-means clustering with scikit-learn's manners.
+
+    The best of the restarts is improved by moving single centres (`improve`), so that its inertia is
+    rarely above that of many more restarts. Every cluster has at least one row as long as the rows differ;
+    an `AmilstWarning` says when there are fewer distinct rows than clusters.
 
     Parameters
     ----------
@@ -186,7 +257,8 @@ class KMeans(TransformerMixin, ClusterMixin, BaseEstimator):
         ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
     batch_size : int or None
         Rows of the random subsample on which the restarts compete when there are more rows than that;
-        the winner then runs over all rows. None means 20,000 rows or 100 for each cluster, whichever is more.
+        the winner then runs over all rows, block by block. None means 20,000 rows or 100 for each cluster,
+        whichever is more.
 
     Attributes
     ----------
@@ -232,23 +304,45 @@ class KMeans(TransformerMixin, ClusterMixin, BaseEstimator):
         affine(matrix, mean, torch.eye(d) / scale, out=work)
         tol = float(self.tol) * float(variance.mean()) / scale**2
 
-        search = self.batch_size or max(20_000, 100 * self.n_clusters)
-        if n > search:
-            chosen = torch.randperm(n, generator=generator)[:search].sort().values.to(device)
-            sample = work[chosen]
-        else:
-            sample = work
-        centres = plus_plus(sample, self.n_clusters, self.n_init, generator)
-        centres, inertia, n_iter = lloyd(sample, centres, self.max_iter, tol)
-        centres = centres[inertia.argmin()][None]
-        if n > search:
-            centres, _, n_iter = lloyd(work, centres, self.max_iter, tol)
-        wide = wide_float(torch.device("cpu"))
-        self.cluster_centers_ = (centres[0].cpu().to(wide) * scale + mean.cpu().to(wide)).numpy()
-        self.n_iter_ = n_iter
-        self.labels_, distances = self._nearest(matrix)
-        self.inertia_ = float(distances.sum(dtype=np.float64))
+        with one_thread(max(min(n, self._search_size()) * self.n_init, n) * self.n_clusters * d):
+            centres = self._search(work, tol, generator)
+        self.cluster_centers_ = centres.cpu().double().numpy() * scale + mean.cpu().double().numpy()
+        self._settle(matrix)
         return self
+
+    def _search_size(self) -> int:
+        """Rows on which the restarts compete."""
+        return self.batch_size or max(20_000, 100 * self.n_clusters)
+
+    def _search(self, work: torch.Tensor, tol: float, generator: torch.Generator) -> torch.Tensor:
+        """The best centres found, (n_clusters, d); sets ``n_iter_``."""
+        sample, size = work, self._search_size()
+        if len(work) > size:
+            chosen = torch.randperm(len(work), generator=generator)[:size].sort().values
+            sample = work[chosen.to(work.device)]
+        starts = plus_plus(sample, self.n_clusters, self.n_init, generator)
+        starts, inertia, _ = lloyd(sample, starts, self.max_iter, tol)
+        best = inertia.argmin()
+        centres, _ = improve(sample, starts[best], inertia[best], tol, generator)
+        centres, _, self.n_iter_ = lloyd(work, centres[None], self.max_iter, tol)
+        return centres[0]
+
+    def _settle(self, matrix: torch.Tensor) -> None:
+        """Set ``labels_`` and ``inertia_``; an empty cluster takes the row farthest from its centre."""
+        for _ in range(self.n_clusters):
+            self.labels_, distances = self._nearest(matrix)
+            empty = np.flatnonzero(np.bincount(self.labels_, minlength=self.n_clusters) == 0)
+            if len(empty) == 0 or distances.max() == 0:
+                break
+            self.cluster_centers_[empty[0]] = matrix[int(distances.argmax())].cpu().double().numpy()
+        self.inertia_ = float(distances.sum())
+        if len(empty):
+            warnings.warn(
+                f"{self.n_clusters} clusters were asked for, but there are only {self.n_clusters - len(empty)} "
+                "distinct rows; the other clusters are empty. Ask for fewer clusters.",
+                AmilstWarning,
+                stacklevel=3,
+            )
 
     def _check_parameters(self) -> None:
         check_number("n_clusters", self.n_clusters, 1, integer=True)
@@ -258,21 +352,24 @@ class KMeans(TransformerMixin, ClusterMixin, BaseEstimator):
         if self.batch_size is not None:
             check_number("batch_size", self.batch_size, self.n_clusters, integer=True)
 
-    def _distances(self, matrix: torch.Tensor) -> torch.Tensor:
-        """Squared distances (n_clusters, n_samples) in the widest float, on the CPU."""
+    def _distances(self, matrix: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Blocks of squared distances (n_clusters, b), in the widest float, and where they stand."""
         wide = wide_float(matrix.device)
-        centres = torch.from_numpy(self.cluster_centers_)
-        shift = centres.mean(0)
-        centres = (centres - shift).to(matrix.device, wide)
-        out = torch.empty(len(centres), matrix.shape[0], dtype=wide)
-        for rows in row_blocks(matrix.shape[0], matrix.shape[1]):
-            block = matrix[rows].to(wide) - shift.to(matrix.device, wide)
-            out[:, rows] = _squared_distances(block, block.square().sum(1), centres).cpu()
-        return out
+        shift = torch.from_numpy(self.cluster_centers_.mean(0))
+        centres = (torch.from_numpy(self.cluster_centers_) - shift).to(matrix.device, wide)
+        shift = shift.to(matrix.device, wide)
+        for rows in row_blocks(len(matrix), matrix.shape[1] + len(centres), matrix.device):
+            block = matrix[rows].to(wide) - shift
+            yield rows, _squared_distances(block, block.square().sum(1), centres)
 
     def _nearest(self, matrix: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        distances, labels = self._distances(matrix).min(0)
-        return labels.numpy(), distances.numpy()
+        """Nearest centre of each row, the first of equals, and the squared distance to it."""
+        labels = np.empty(len(matrix), dtype=np.int64)
+        nearest = np.empty(len(matrix))
+        for rows, distances in self._distances(matrix):
+            smallest, index = distances.min(0)
+            labels[rows], nearest[rows] = index.cpu().numpy(), smallest.cpu().numpy()
+        return labels, nearest
 
     def predict(self, X: Any) -> np.ndarray:
         """Index of the nearest centre for each row of ``X``; (n_samples,), int64."""
@@ -282,7 +379,11 @@ class KMeans(TransformerMixin, ClusterMixin, BaseEstimator):
     def transform(self, X: Any) -> np.ndarray:
         """Distances of the rows of ``X`` to the centres; (n_samples, n_clusters)."""
         check_fitted(self, "cluster_centers_")
-        return self._distances(check_matrix(self, X, reset=False)).sqrt().T.contiguous().numpy()
+        matrix = check_matrix(self, X, reset=False)
+        distances = np.empty((len(matrix), len(self.cluster_centers_)))
+        for rows, squared in self._distances(matrix):
+            distances[rows] = squared.sqrt().T.cpu().numpy()
+        return distances
 
     def score(self, X: Any, y: Any = None) -> float:
         """Minus the sum of squared distances of the rows of ``X`` to their nearest centres."""

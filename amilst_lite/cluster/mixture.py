@@ -262,7 +262,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
                 left -= steps
             contenders = _best(results, contenders, -(-len(contenders) // share), always=n_agglomerated)
         self.restart_log_likelihoods_ = results.numpy()
-        order = _preferred(results, contenders)
+        order = _preferred(results, contenders, n_agglomerated)
         return parameters[order], tol[order]
 
     def _start_labels(
@@ -418,10 +418,11 @@ def _best(results: torch.Tensor, contenders: torch.Tensor, n_kept: int, always: 
     return torch.unique(torch.cat([kept, contenders[:always]]))
 
 
-def _preferred(results: torch.Tensor, contenders: torch.Tensor) -> torch.Tensor:
-    """Contenders by falling objective, but the earliest of those that tie with the best in front."""
+def _preferred(results: torch.Tensor, contenders: torch.Tensor, n_agglomerated: int) -> torch.Tensor:
+    """Contenders by falling objective, the earlier of equals first, but in front the one from agglomeration
+    if it ties with the best: it is the same for every seed."""
     order = contenders[torch.sort(results[contenders], descending=True, stable=True).indices]
     best = results[order[0]]
-    tied = contenders[results[contenders] >= best - _TIE * best.abs()]
-    first = tied.min() if len(tied) else order[0]
-    return torch.cat([first[None], order[order != first]])
+    if n_agglomerated and results[0] >= best - _TIE * best.abs():
+        order = torch.cat([order[order == 0], order[order != 0]])
+    return order

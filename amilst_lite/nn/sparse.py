@@ -47,6 +47,8 @@ class SymmetricAdjacency:
     ----------
     coo : Tensor
         The tensor given.
+    n_nodes : int
+        Number of rows, N.
     offsets : Tensor
         (N + 1,), where each row's entries begin; int32 unless there are 2³¹ entries or more.
     columns : Tensor
@@ -71,6 +73,7 @@ class SymmetricAdjacency:
         if coo.dtype not in (torch.float32, torch.float64):
             raise InputError(f"expected float32 or float64 values; found {coo.dtype}.")
         self.coo = coo
+        self.n_nodes = int(coo.shape[0])
         rows, columns = coo.indices()  # sorted by row, then column, since coalesced
         integer = torch.int32 if coo._nnz() < 2**31 else torch.int64
         boundaries = torch.arange(self.n_nodes + 1, device=coo.device)
@@ -86,11 +89,6 @@ class SymmetricAdjacency:
             return torch.sparse_csr_tensor(
                 self.offsets, self.columns, self.values, self.coo.shape, check_invariants=False
             )
-
-    @property
-    def n_nodes(self) -> int:
-        """Number of rows, N."""
-        return int(self.coo.shape[0])
 
     @property
     def device(self) -> torch.device:
