@@ -77,12 +77,16 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("-k", "--n-domains", type=int, required=True, metavar="K", help="number of domains")
     run.add_argument("-o", "--output", required=True, metavar="OUT", help="folder for the results")
     run.add_argument("--coordinates", metavar="TABLE", help="table of spots, x and y, for inputs without")
-    run.add_argument("--annotation", metavar="COLUMN|FILE", help="truth to score against: obs column or table")
+    run.add_argument(
+        "--annotation", metavar="COLUMN|FILE", help="truth to score against: obs column or table"
+    )
     run.add_argument("--sample-key", metavar="COLUMN", help="obs column that tells sections apart")
     _add_method_flags(run)
 
     demo = _command(commands, "demo", _demo, "the whole job on a simulated section", common)
-    demo.add_argument("-o", "--output", default="amilst_demo", metavar="OUT", help="folder (default: amilst_demo)")
+    demo.add_argument(
+        "-o", "--output", default="amilst_demo", metavar="OUT", help="folder (default: amilst_demo)"
+    )
     _add_simulation_flags(demo)
     _add_method_flags(demo)
 
@@ -107,7 +111,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _command(commands: Any, name: str, call: Any, text: str, common: argparse.ArgumentParser) -> Any:
-    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", parents=[common])
+    parser = commands.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + ".", parents=[common]
+    )
     parser.set_defaults(call=call)
     return parser
 
@@ -119,7 +125,9 @@ def _add_simulation_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_method_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", default="default", choices=tuple(PRESETS), help="recipe (default: default)")
+    parser.add_argument(
+        "--preset", default="default", choices=tuple(PRESETS), help="recipe (default: default)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="same seed, same result (default: 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     parser.add_argument("--force", action="store_true", help="replace files in OUT")
@@ -199,7 +207,9 @@ def _demo(options: argparse.Namespace, console: _Console) -> None:
     from . import io, pipeline
 
     with io.atomic_folder(options.output, overwrite=options.force) as folder:
-        console.say("simulating {n_spots} spots × {n_genes} genes in {n_domains} domains".format(**vars(options)))
+        console.say(
+            "simulating {n_spots} spots × {n_genes} genes in {n_domains} domains".format(**vars(options))
+        )
         adata = pipeline.simulate_section(
             options.n_spots, options.n_genes, options.n_domains, seed=options.seed
         )
@@ -218,7 +228,9 @@ def _identify(
 ) -> None:
     from . import pipeline
 
-    settings = {item.name: getattr(options, item.name) for item, _ in _settings() if hasattr(options, item.name)}
+    settings = {
+        item.name: getattr(options, item.name) for item, _ in _settings() if hasattr(options, item.name)
+    }
     pipeline.identify_domains(
         adata,
         options.n_domains,
@@ -262,7 +274,9 @@ def _simulate(options: argparse.Namespace, console: _Console) -> None:
             options.n_spots, options.n_genes, options.n_domains, seed=options.seed
         )
         adata.write_h5ad(path)
-    console.say(f"wrote {options.output}: {adata.n_obs} spots × {adata.n_vars} genes, truth in obs['ground_truth']")
+    console.say(
+        f"wrote {options.output}: {adata.n_obs} spots × {adata.n_vars} genes, truth in obs['ground_truth']"
+    )
 
 
 def _score(options: argparse.Namespace, console: _Console) -> None:

@@ -79,7 +79,7 @@ class PreprocessConfig(_Checked):
 class GraphConfig(_Checked):
     """From coordinates to the neighbour graph."""
 
-    n_neighbors: int = _option(12, "nearest neighbours of each spot", minimum=1)
+    n_neighbors: int = _option(6, "nearest neighbours of each spot", minimum=1)
     radius: float | None = _option(
         None, "link spots closer than this, in the unit of the coordinates, instead", minimum=0.0
     )
@@ -91,7 +91,10 @@ class FilterConfig(_Checked):
 
     standardize: bool = _option(True, "scale the features to a total variance of one")
     noise_band: float | None = _option(
-        0.1, "share of the roughest spatial frequencies taken for noise (none: no filter)", minimum=0.0, below=1.0
+        0.1,
+        "share of the roughest spatial frequencies taken for noise (none: no filter)",
+        minimum=0.0,
+        below=1.0,
     )
     filter_degree: int = _option(128, "degree of the filter's polynomials", minimum=4)
 
@@ -226,6 +229,7 @@ PRESETS: dict[str, Config] = {
             scale_genes=True,
             n_components=200,
         ),
+        graph=GraphConfig(n_neighbors=12),
         filter=FilterConfig(standardize=False, noise_band=None),
         network=NetworkConfig(dropout=0.2, decoder="dense", discriminator="published"),
         train=TrainConfig(

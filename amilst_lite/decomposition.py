@@ -44,8 +44,10 @@ Blocks = Callable[[], Iterable[Any]]
 Columns = Callable[[], Iterable[tuple[slice, Any]]]
 """The same for blocks of columns of all rows, and where they stand."""
 
-_BLOCK_ELEMENTS = 1 << 22
-"""Entries of a dense block: 16 MiB of float32."""
+_CPU_BLOCK, _DEVICE_BLOCK = 1 << 19, 1 << 25
+"""Entries of a dense block: on a CPU 2 MiB of float32, which stay in its cache."""
+_FLUSH = 16
+"""Blocks whose products are summed before they go to float64."""
 _EXACT_SIDE = 3000
 """Longest side of a covariance that is worth computing in full."""
 _GRAM_ROWS = 2000
@@ -125,7 +127,7 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """Find the components of ``X`` (n_samples, n_features): array, tensor, or scipy sparse matrix."""
         self._check_parameters()
         matrix = self._check(X, reset=True)
-        return self._fit_blocks(_row_blocks(matrix), np.dtype(matrix.dtype), _column_blocks(matrix))
+        return self._fit_blocks(_row_blocks(matrix, self._block()), matrix.dtype, matrix)
 
     def fit_chunks(self, source: Any) -> PCA:
         """Fit from blocks of rows that are read anew in each pass, such as a matrix on disk.
@@ -144,43 +146,46 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 "fit_chunks was given no row blocks. Give a callable that starts a new pass each time."
             )
         self.n_features_in_ = first.shape[1]
-        return self._fit_blocks(blocks, np.dtype(first.dtype), None)
+        return self._fit_blocks(blocks, first.dtype)
 
     def _checked_blocks(self, source: Any) -> Blocks:
-        """Each block checked as it passes by."""
-        start: Blocks = source if callable(source) else _row_blocks(source)
+        """Each block checked as it passes by, and cut to the size that suits the device."""
+        start: Blocks = source if callable(source) else _row_blocks(source, _DEVICE_BLOCK)
 
         def blocks() -> Iterator[Any]:
             for block in start():
-                checked = _check_array(check_array, block, ensure_min_samples=0)
-                for rows in _slices(*checked.shape):
-                    yield checked[rows]
+                yield from _row_blocks(
+                    _check_array(check_array, block, ensure_min_samples=0), self._block()
+                )()
 
         return blocks
 
-    def _fit_blocks(self, blocks: Blocks, dtype: np.dtype, columns: Columns | None) -> PCA:
+    def _block(self) -> int:
+        """Entries of a block on the device."""
+        return _CPU_BLOCK if resolve_device(self.device).type == "cpu" else _DEVICE_BLOCK
+
+    def _fit_blocks(self, blocks: Blocks, dtype: Any, matrix: Any = None) -> PCA:
+        """Fit from passes over ``blocks``, or over the columns of ``matrix`` where it is at hand and wide."""
         device = resolve_device(self.device)
         # float64 in, float64 inside, where the device has it
         inside = torch.float64 if dtype == np.float64 and device.type != "mps" else torch.float32
-        n, mean, squares = _column_sums(blocks)
-        d = len(mean)
-        if n < 2 and self.center:
-            raise InputError("Principal components need at least 2 rows; found n_samples=1.")
-        k = min(self.n_components, n, d)
-        self.n_components_, self.n_samples_, self._n_features_out = k, n, k
-        self.solver_ = self._choose_solver(n, d, columns is not None)
-        self._set_scale(n, mean, squares)
         z = _Standardised(self, device, inside)
+        n, d = (None, self.n_features_in_) if matrix is None else matrix.shape
+        if n == 1 and self.center:
+            raise InputError("Principal components need at least 2 rows; found n_samples=1.")
+        few_rows = n is not None and n < d and n <= _GRAM_ROWS
+        self.solver_ = self._choose_solver(n, d, n if few_rows else d)
         if self.solver_ == "randomized":
-            values, vectors, total = _krylov(z, blocks, d, k, self.random_state)
-        elif columns is not None and n < d and n <= _GRAM_ROWS:
-            values, vectors, total = _gram(z, columns, n, k)
+            values, vectors, total = _from_krylov_space(z, blocks, self.n_components, self.random_state)
+        elif few_rows:
+            values, vectors, total = _from_rows(z, _column_blocks(matrix, self._block()), self.n_components)
         else:
-            values, vectors, total = _covariance(z, blocks, k)
-        self.clipped_mean_ = z.mean.double().cpu().numpy()
+            values, vectors, total = _from_covariance(z, blocks, self.n_components)
+        self.n_components_, self.n_samples_, self._n_features_out = len(values), z.n, len(values)
+        self.mean_, self.scale_, self.clipped_mean_ = z.shift.numpy(), z.divisor.numpy(), z.mean.numpy()
         values = np.maximum(values, 0)
         self.components_ = _deterministic_signs(vectors.T).astype(dtype)
-        self.explained_variance_ = (values / max(n - 1, 1)).astype(dtype)
+        self.explained_variance_ = (values / max(z.n - 1, 1)).astype(dtype)
         self.explained_variance_ratio_ = (values / (total or 1.0)).astype(dtype)
         self.singular_values_ = np.sqrt(values).astype(dtype)
         return self
@@ -195,17 +200,12 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         if not isinstance(self.random_state, Integral) or self.random_state < 0:
             raise InputError(f"random_state must be an integer >= 0; found {self.random_state!r}.")
 
-    def _set_scale(self, n: int, mean: np.ndarray, squares: np.ndarray) -> None:
-        deviation = np.sqrt(squares / max(n - 1, 1))
-        # what rounding leaves of a constant column is not a variance
-        deviation[deviation <= 1e-12 * np.abs(mean)] = 0
-        self.mean_ = mean if self.center else np.zeros_like(mean)
-        self.scale_ = np.where(deviation > 0, deviation, 1.0) if self.scale else np.ones_like(mean)
-
-    def _choose_solver(self, n: int, d: int, in_memory: bool) -> str:
+    def _choose_solver(self, n: int | None, d: int, side: int) -> str:
+        """The exact solver where ``side``, that of its matrix, and the cost allow it."""
         if self.solver != "auto":
             return self.solver
-        side = n if in_memory and n < d and n <= _GRAM_ROWS else d
+        if n is None:  # from disk, where a pass costs most: the exact solver needs one
+            return "exact" if side <= _EXACT_SIDE else "randomized"
         exact = n * d * side
         randomized = n * d * (self.n_components + _OVERSAMPLING) * 4 * _KRYLOV_DEPTH
         return "exact" if side <= _EXACT_SIDE and exact <= max(1.5 * randomized, 2e10) else "randomized"
@@ -223,7 +223,7 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def transform(self, X: Any) -> np.ndarray:
         """Scores of the rows of ``X``; (n_samples, n_components)."""
         self._check_fitted()
-        return self._scores(_row_blocks(self._check(X, reset=False)))
+        return self._scores(_row_blocks(self._check(X, reset=False), self._block()))
 
     def transform_chunks(self, source: Any) -> np.ndarray:
         """Scores of the rows of a source as `fit_chunks` takes it; (n_samples, n_components)."""
@@ -234,16 +234,17 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         device = resolve_device(self.device)
         wide = self.components_.dtype == np.float64 and device.type != "mps"
         z = _Standardised(self, device, torch.float64 if wide else torch.float32)
+        z.use(self.mean_, self.scale_, self.clipped_mean_)
         axes = torch.from_numpy(self.components_.T.copy()).to(device, z.dtype)
-        shift = torch.from_numpy(self.clipped_mean_).to(device, z.dtype) @ axes
-        return np.concatenate([(z(block) @ axes - shift).cpu().numpy() for block in blocks()])
+        scores = [(z(block) @ axes).cpu().numpy() for block in blocks()]
+        return np.concatenate(scores) if scores else np.empty((0, axes.shape[1]), self.components_.dtype)
 
     def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:
         """``fit(X).transform(X)``."""
         return self.fit(X).transform(X)
 
     def inverse_transform(self, X: Any) -> np.ndarray:
-        """Rows whose scores are ``X`` (n_samples, n_components), in the data's units; clipping is not undone."""
+        """Rows with scores ``X`` (n_samples, n_components), in the data's units; clipping is not undone."""
         self._check_fitted()
         scores = X.detach().cpu().numpy() if isinstance(X, torch.Tensor) else check_array(X)
         if scores.shape[1] != len(self.components_):
@@ -257,77 +258,117 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
 
 class _Standardised:
-    """Brings a block to z, dense on the device; ``mean`` (d,) is what remains to be subtracted."""
+    """Brings blocks to z, dense on the device, and learns what that takes.
+
+    ``shift``, ``divisor`` and ``mean`` (d,), float64 on the CPU, are what is subtracted first, what is
+    divided by, and the mean of the clipped values; ``n`` is the number of rows.
+    """
 
     def __init__(self, pca: PCA, device: torch.device, dtype: torch.dtype):
         self.device, self.dtype = device, dtype
         self.wide = torch.float32 if device.type == "mps" else torch.float64
-        self.center, self.clip = pca.center, pca.clip
-        self.shift = torch.from_numpy(pca.mean_)
-        self.factor = torch.from_numpy(1 / pca.scale_).to(device, dtype) if pca.scale else None
-        self.mean = torch.zeros(len(pca.mean_), dtype=self.wide, device=device)
+        self.center, self.scale, self.clip = pca.center, pca.scale, pca.clip
+        self.n = 0
+
+    def use(self, shift: Any, divisor: Any, mean: Any) -> None:
+        """Take these for ``shift``, ``divisor`` and ``mean``."""
+        self.shift, self.divisor, self.mean = (
+            torch.as_tensor(values, dtype=torch.float64) for values in (shift, divisor, mean)
+        )
+        self._factor = (1 / self.divisor).to(self.dtype).to(self.device)
+        self._mean = self.mean.to(self.dtype).to(self.device)
+
+    def learn(self, mean: torch.Tensor, squares: torch.Tensor) -> None:
+        """Learn from the columns' means and sums of squared deviations, (d,)."""
+        deviation = (squares / max(self.n - 1, 1)).sqrt()
+        # what rounding leaves of a constant column is not a variance
+        varies = deviation > 1e-12 * mean.abs()
+        divisor = torch.where(varies, deviation, 1.0) if self.scale else torch.ones_like(mean)
+        self.use(mean if self.center else torch.zeros_like(mean), divisor, torch.zeros_like(mean))
+
+    def learn_from(self, blocks: Blocks) -> float:
+        """Learn from one pass over the rows, or two where they are clipped; return the trace of z's scatter."""
+        self.n, mean, squares = _sums(_dense(block) for block in blocks())
+        self.learn(mean, squares)
+        mean, squares = mean / self.divisor, squares / self.divisor**2
+        if self.clip is not None:
+            _, mean, squares = _sums(self(block) for block in blocks())
+            if self.center:
+                self.use(self.shift, self.divisor, mean)
+        return float(squares.sum() + (0 if self.center else self.n * mean.square().sum()))
 
     def __call__(self, block: Any, columns: slice = slice(None)) -> torch.Tensor:
-        """z of a block of rows, or of some columns of all rows."""
-        dense = _dense(block)
-        # the mean leaves in the block's own precision, before anything is rounded
-        z = (dense - self.shift[columns].to(dense.dtype) if self.center else dense).to(
-            self.device, self.dtype
-        )
-        if self.factor is not None:
-            z = z * self.factor[columns]
-        return z if self.clip is None else z.clamp(-self.clip, self.clip)
-
-    def fit_mean(self, blocks: Blocks) -> None:
-        """Set ``mean``; only clipping moves it from zero."""
-        if self.center and self.clip is not None:
-            n = 0
-            for block in blocks():
-                z = self(block)
-                self.mean += z.sum(0, dtype=self.wide)
-                n += len(z)
-            self.mean /= n
+        """z of a block of rows, or of some columns of all rows, less its mean."""
+        z = _dense(block)
+        if self.center:  # the shift leaves in the block's own precision, before anything is rounded
+            z = z - self.shift[columns].to(z.dtype)
+        z = z.to(self.device, self.dtype)
+        if self.scale:
+            z = z * self._factor[columns]
+        if self.clip is not None:
+            z = z.clamp(-self.clip, self.clip)
+        return z - self._mean[columns] if self.center and self.clip is not None else z
 
 
 Leading = tuple[np.ndarray, np.ndarray, float]
 """The ``k`` leading eigenvalues of the scatter matrix of z, descending; eigenvectors (d, k); its trace."""
 
 
-def _covariance(z: _Standardised, blocks: Blocks, k: int) -> Leading:
-    """From the scatter matrix (d, d) in full."""
-    d = len(z.mean)
-    scatter = torch.zeros(d, d, dtype=z.wide, device=z.device)
-    total = torch.zeros_like(z.mean)
-    n = 0
-    for block in blocks():
-        dense = z(block)
-        scatter += dense.T @ dense
-        total += dense.sum(0, dtype=z.wide)
-        n += len(dense)
-    if z.center:
-        if z.clip is not None:
-            z.mean = total / n
-        # the mean in hand is rounded as the blocks are: what is left of it goes here
-        scatter -= torch.outer(total, total) / n
-    matrix = scatter.cpu().double().numpy()
-    return *_leading(matrix, k), float(np.trace(matrix))
+def _from_covariance(z: _Standardised, blocks: Blocks, k: int) -> Leading:
+    """From the scatter matrix (d, d) in full: one pass over the rows, or two where they are clipped."""
+    if z.clip is None:
+        # centring and scaling can be done on the small matrix
+        z.n, mean, scatter = _scatter(z, (_dense(block) for block in blocks()))
+        z.learn(mean, scatter.diagonal().clamp(min=0))
+        scatter /= torch.outer(z.divisor, z.divisor)
+        mean = mean / z.divisor
+    else:
+        z.n, mean, squares = _sums(_dense(block) for block in blocks())
+        z.learn(mean, squares)
+        _, mean, scatter = _scatter(z, (z(block) for block in blocks()))
+        if z.center:
+            z.use(z.shift, z.divisor, mean)
+    if not z.center:
+        scatter += z.n * torch.outer(mean, mean)
+    matrix = scatter.numpy()
+    values, vectors = _leading(matrix, min(k, z.n, len(matrix)))
+    return values, vectors, float(np.trace(matrix))
 
 
-def _gram(z: _Standardised, columns: Columns, n: int, k: int) -> Leading:
-    """From the products of the rows (n, n), for fewer rows than columns."""
-    gram = torch.zeros(n, n, dtype=z.wide, device=z.device)
+def _from_rows(z: _Standardised, columns: Columns, k: int) -> Leading:
+    """From the products of the rows (n, n), for few rows and many columns."""
+    moments = [_sums([_dense(block)]) for _, block in columns()]
+    z.n = moments[0][0]
+    z.learn(torch.cat([mean for _, mean, _ in moments]), torch.cat([squares for _, _, squares in moments]))
+    if z.center and z.clip is not None:
+        z.use(z.shift, z.divisor, torch.cat([_sums([z(block, place)])[1] for place, block in columns()]))
+    gram = torch.zeros(z.n, z.n, dtype=z.wide, device=z.device)
     for place, block in columns():
         dense = z(block, place)
-        if z.center:
-            z.mean[place] = dense.mean(0, dtype=z.wide) if z.clip is not None else 0
-            dense = dense - dense.mean(0)
         gram += dense @ dense.T
     matrix = gram.cpu().double().numpy()
-    values, left = _leading(matrix, k)
+    values, left = _leading(matrix, min(k, z.n))
     axes = torch.from_numpy(left).to(z.dtype).to(z.device)
-    right = [(z(block, place) - z.mean[place].to(z.dtype)).T @ axes for place, block in columns()]
-    vectors = torch.cat(right).cpu().double().numpy()  # (d, k)
-    return values, _orthonormal(vectors, values), float(np.trace(matrix))
+    vectors = torch.cat([z(block, place).T @ axes for place, block in columns()])  # (d, k)
+    return values, _orthonormal(vectors.cpu().double().numpy(), values), float(np.trace(matrix))
+
+
+def _from_krylov_space(z: _Standardised, blocks: Blocks, k: int, seed: int) -> Leading:
+    """From a block Krylov space of the scatter matrix; each power of it is one pass over the rows."""
+    total = z.learn_from(blocks)
+    d = len(z.shift)
+    k = min(k, z.n, d)
+    start = torch.randn(d, min(k + _OVERSAMPLING, d), generator=make_generator(seed))
+    q = torch.linalg.qr(start.to(z.device, z.dtype))[0]
+    basis = []
+    for _ in range(_KRYLOV_DEPTH):
+        q = torch.linalg.qr(_scatter_times(z, blocks, q).to(z.dtype))[0]
+        basis.append(q)
+    q = torch.linalg.qr(torch.cat(basis, 1))[0]  # (d, at most d)
+    product = _scatter_times(z, blocks, q)
+    small = (q.to(z.wide).T @ product).cpu().double().numpy()
+    values, vectors = _leading((small + small.T) / 2, k)
+    return values, q.cpu().double().numpy() @ vectors, total
 
 
 def _orthonormal(vectors: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -357,16 +398,13 @@ def _krylov(z: _Standardised, blocks: Blocks, d: int, k: int, seed: int) -> Lead
     return values, q.cpu().double().numpy() @ vectors, total
 
 
-def _scatter_times(z: _Standardised, blocks: Blocks, q: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """The scatter matrix of z times (d, l) ``q``, and its trace, in one pass."""
+def _scatter_times(z: _Standardised, blocks: Blocks, q: torch.Tensor) -> torch.Tensor:
+    """The scatter matrix of z times (d, l) ``q``, in one pass."""
     product = torch.zeros(q.shape, dtype=z.wide, device=z.device)
-    trace = torch.zeros((), dtype=z.wide, device=z.device)
-    mean = z.mean.to(z.dtype)
     for block in blocks():
-        dense = z(block) - mean
+        dense = z(block)
         product += dense.T @ (dense @ q)
-        trace += dense.square().sum(dtype=z.wide)
-    return product, float(trace)
+    return product
 
 
 def _leading(matrix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -388,54 +426,83 @@ def _deterministic_signs(components: np.ndarray) -> np.ndarray:
     return components * np.where(signs == 0, 1, signs)[:, None]
 
 
-def _column_sums(blocks: Blocks) -> tuple[int, np.ndarray, np.ndarray]:
-    """Number of rows, columns' means, and sums of squared deviations: one pass, sums in float64.
+def _sums(blocks: Iterable[torch.Tensor]) -> tuple[int, torch.Tensor, torch.Tensor]:
+    """Number of rows, columns' means, and sums of squared deviations from them; (d,), float64 on the CPU.
 
-    Values are taken about the mean of the first block, so that squares of large values do not cancel.
+    Values are taken about the mean of the first block, so that the squares of large ones do not cancel.
     """
     n = 0
-    for block in blocks():
-        dense = _dense(block)
+    for block in blocks:
         if n == 0:
-            shift = dense.mean(0, dtype=torch.float64).to(dense.dtype)
+            shift = block.mean(0, dtype=_wide(block)).to(block.dtype)
             total, squares = (
-                torch.zeros_like(shift, dtype=torch.float64),
-                torch.zeros_like(shift, dtype=torch.float64),
+                torch.zeros_like(shift, dtype=_wide(block)),
+                torch.zeros_like(shift, dtype=_wide(block)),
             )
-        dense = dense - shift.to(dense.dtype)
-        total += dense.sum(0, dtype=torch.float64)
-        squares += dense.square().sum(0, dtype=torch.float64)
-        n += len(dense)
-    mean = total / n
-    squares = (squares - n * mean.square()).clamp_(min=0)
-    return n, (shift.double() + mean).numpy(), squares.numpy()
+        about = block - shift
+        total += about.sum(0, dtype=total.dtype)
+        squares += about.square().sum(0, dtype=total.dtype)
+        n += len(block)
+    total, squares = total.cpu().double(), squares.cpu().double()
+    return n, shift.cpu().double() + total / n, (squares - total.square() / n).clamp(min=0)
 
 
-def _slices(n: int, d: int) -> Iterator[slice]:
-    step = max(1, _BLOCK_ELEMENTS // max(d, 1))
-    for start in range(0, n, step):
-        yield slice(start, min(start + step, n))
+def _scatter(z: _Standardised, blocks: Iterable[torch.Tensor]) -> tuple[int, torch.Tensor, torch.Tensor]:
+    """Number of rows, columns' means (d,), and scatter matrix about them (d, d), in one pass.
+
+    As `_sums`; the products of a few blocks are summed in the blocks' own precision, the rest in float64.
+    """
+    n = pending = 0
+    for block in blocks:
+        if n == 0:
+            shift = block.mean(0, dtype=_wide(block)).to(block.dtype)
+            total = torch.zeros(len(shift), dtype=z.wide, device=z.device)
+            scatter = torch.zeros(len(shift), len(shift), dtype=z.wide, device=z.device)
+            part = torch.zeros(scatter.shape, dtype=z.dtype, device=z.device)
+        about = (block - shift).to(z.device, z.dtype)
+        total += about.sum(0)
+        part.addmm_(about.T, about)
+        n += len(block)
+        pending += 1
+        if pending == _FLUSH:
+            scatter += part
+            part.zero_()
+            pending = 0
+    scatter += part
+    total, scatter = total.cpu().double(), scatter.cpu().double()
+    return n, shift.cpu().double() + total / n, scatter - torch.outer(total, total) / n
 
 
-def _row_blocks(matrix: Any) -> Blocks:
-    """Passes over a matrix that slices by rows."""
+def _wide(block: torch.Tensor) -> torch.dtype:
+    return torch.float32 if block.device.type == "mps" else torch.float64
+
+
+def _row_blocks(matrix: Any, elements: int) -> Blocks:
+    """Passes over a matrix that slices by rows, in blocks of about so many entries."""
 
     def blocks() -> Iterator[Any]:
-        for rows in _slices(*matrix.shape):
+        for rows in _slices(*matrix.shape, elements):
             yield matrix[rows]
 
     return blocks
 
 
-def _column_blocks(matrix: Any) -> Columns:
+def _column_blocks(matrix: Any, elements: int) -> Columns:
     """Passes over a matrix in memory by columns."""
+    by_column = matrix.tocsc() if scipy.sparse.issparse(matrix) else matrix
 
     def columns() -> Iterator[tuple[slice, Any]]:
-        by_column = matrix.tocsc() if scipy.sparse.issparse(matrix) else matrix
-        for place in _slices(*matrix.shape[::-1]):
+        for place in _slices(*by_column.shape[::-1], elements):
             yield place, by_column[:, place]
 
     return columns
+
+
+def _slices(n: int, width: int, elements: int) -> Iterator[slice]:
+    # a product over few rows is a slow one
+    step = max(1, elements // max(width, 1), min(1024, 8 * elements // max(width, 1)))
+    for start in range(0, n, step):
+        yield slice(start, min(start + step, n))
 
 
 def _dense(block: Any) -> torch.Tensor:

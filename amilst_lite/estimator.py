@@ -20,7 +20,7 @@ from .graph import SpatialGraph
 from .nn.filters import wiener_filter
 from .nn.sparse import SymmetricAdjacency
 from .refine import majority_vote
-from .runtime import resolve_device, spawn_seeds, synchronize
+from .runtime import resolve_device, spawn_seeds, synchronize, threads_for
 from .train import Callback, train
 
 __all__ = ["AMILST"]
@@ -148,18 +148,20 @@ class AMILST(ClusterMixin, BaseEstimator):
         if graph is None:
             with self._timed("graph", device):
                 graph = build_graph(coordinates, config.graph, sample)
-        with self._timed("filter", device):
-            features = filter_features(features, graph, config.filter, filter_seed, device)
-        with self._timed("train", device):
-            result = train(
-                features,
-                graph,
-                network_config=config.network,
-                config=limit_members(config.train, len(features)),
-                seed=train_seed,
-                device=device,
-                callback=self.callback,
-            )
+        training = limit_members(config.train, len(features))
+        with threads_for(len(features) * training.members):
+            with self._timed("filter", device):
+                features = filter_features(features, graph, config.filter, filter_seed, device)
+            with self._timed("train", device):
+                result = train(
+                    features,
+                    graph,
+                    network_config=config.network,
+                    config=training,
+                    seed=train_seed,
+                    device=device,
+                    callback=self.callback,
+                )
         with self._timed("cluster", device):
             if config.cluster.cluster_on == "consensus":
                 embedding = consensus(features, result.reconstruction.cpu(), config.cluster.network_share)

@@ -314,7 +314,9 @@ def _writable(value: Any) -> Any:
 # --- a whole run, from a section to a folder of results --------------------------------------
 
 
-def simulate_section(n_spots: int = 2000, n_genes: int = 500, n_domains: int = 7, **options: Any) -> ad.AnnData:
+def simulate_section(
+    n_spots: int = 2000, n_genes: int = 500, n_domains: int = 7, **options: Any
+) -> ad.AnnData:
     """A simulated section with its truth in ``obs["ground_truth"]``.
 
     Parameters
@@ -337,7 +339,9 @@ def simulate_section(n_spots: int = 2000, n_genes: int = 500, n_domains: int = 7
         var=pd.DataFrame(index=tissue.gene_names),
         obsm={keys.SPATIAL: tissue.coordinates},
         uns={
-            keys.SPATIAL: {"simulated": {"scalefactors": {"spot_diameter_fullres": float(tissue.spot_diameter)}}}
+            keys.SPATIAL: {
+                "simulated": {"scalefactors": {"spot_diameter_fullres": float(tissue.spot_diameter)}}
+            }
         },
     )
 

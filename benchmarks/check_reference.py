@@ -50,7 +50,9 @@ def our_names(n_blocks: int) -> dict[str, tuple[str, bool]]:
 
 def load_network(reference: dict[str, np.ndarray]) -> tuple[AMILSTNetwork, dict[str, tuple[str, bool]]]:
     """Our network with the reference's weights, in evaluation mode."""
-    params = {key.removeprefix("param/"): value for key, value in reference.items() if key.startswith("param/")}
+    params = {
+        key.removeprefix("param/"): value for key, value in reference.items() if key.startswith("param/")
+    }
     n_blocks = sum(key.startswith("encoder.") and key.endswith(".0.weight") for key in params)
     widths = tuple(params[f"encoder.encoder_L{i + 1}.0.weight"].shape[0] for i in range(n_blocks))
     config = NetworkConfig(
@@ -136,9 +138,7 @@ def full_link_loss(latent: Tensor, upper: Tensor) -> Tensor:
     more. Row blocks keep it small: Σ softplus(s) over all pairs, less s on edges and loops.
     """
     n = latent.shape[0]
-    everywhere = sum(
-        torch.nn.functional.softplus(block @ latent.T).sum() for block in latent.split(1024)
-    )
+    everywhere = sum(torch.nn.functional.softplus(block @ latent.T).sum() for block in latent.split(1024))
     on_edges = 2.0 * (latent[upper[0]] * latent[upper[1]]).sum() + latent.square().sum()
     return (everywhere - on_edges) / (2.0 * (n * n - 2.0 * upper.shape[1]))
 

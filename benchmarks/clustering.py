@@ -140,7 +140,9 @@ def main() -> None:
         "scikit-learn": sklearn.__version__,
         "threads": torch.get_num_threads(),
     }
-    print(f"{machine}\n{'what':26} {'n':>9} {'ours s':>8} {'sklearn s':>9} {'ratio':>6}  quality: ours, sklearn")
+    print(
+        f"{machine}\n{'what':26} {'n':>9} {'ours s':>8} {'sklearn s':>9} {'ratio':>6}  quality: ours, sklearn"
+    )
     results = []
     for size in options.sizes.split(","):
         for contest in contests(*simulate(int(float(size)))):

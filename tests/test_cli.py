@@ -209,13 +209,18 @@ def test_interrupt_leaves_nothing(section, tmp_path, capsys, monkeypatch):
 
 def test_demo_simulate_score_info(tmp_path, capsys):
     out = tmp_path / "demo"
-    assert main(["demo", "-o", str(out), "--n-spots", "300", "--n-genes", "60", "--true-domains", "3", *QUICK]) == 0
+    assert (
+        main(["demo", "-o", str(out), "--n-spots", "300", "--n-genes", "60", "--true-domains", "3", *QUICK])
+        == 0
+    )
     said = capsys.readouterr().err.strip().splitlines()
     assert any("ARI" in line and "ground_truth" in line for line in said)
     assert said[-1].startswith("left in") and "result.h5ad" in said[-1]
 
     made = tmp_path / "made.h5ad"
-    assert main(["simulate", "-o", str(made), "--n-spots", "200", "--n-genes", "40", "--true-domains", "3"]) == 0
+    assert (
+        main(["simulate", "-o", str(made), "--n-spots", "200", "--n-genes", "40", "--true-domains", "3"]) == 0
+    )
     assert ad.read_h5ad(made).shape == (200, 40)
     assert "--force" in refused(capsys, "simulate", "-o", made)
 

@@ -58,7 +58,9 @@ def test_same_seed_same_bits(section, fitted):
     again = AMILST(K, seed=0, settings=QUICK).fit(X, coordinates)
     np.testing.assert_array_equal(again.embedding_, fitted.embedding_)
     np.testing.assert_array_equal(again.probabilities_, fitted.probabilities_)
-    np.testing.assert_array_equal(AMILST(K, seed=0, settings=QUICK).fit_predict(X, coordinates), fitted.labels_)
+    np.testing.assert_array_equal(
+        AMILST(K, seed=0, settings=QUICK).fit_predict(X, coordinates), fitted.labels_
+    )
 
 
 def test_every_form_of_the_features_gives_the_same(section, fitted):
@@ -145,7 +147,8 @@ def test_no_anndata_is_imported():
     code = (
         "import sys, numpy as np, amilst_lite\n"
         "rng = np.random.default_rng(0)\n"
-        "amilst_lite.AMILST(2, settings={'epochs': 1, 'members': 1, 'n_init': 2}).fit(rng.normal(size=(40, 4)), rng.random((40, 2)))\n"
+        "model = amilst_lite.AMILST(2, settings={'epochs': 1, 'members': 1, 'n_init': 2})\n"
+        "model.fit(rng.normal(size=(40, 4)), rng.random((40, 2)))\n"
         "print([m for m in ('anndata', 'matplotlib', 'pynndescent', 'igraph', 'umap') if m in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

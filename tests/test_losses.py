@@ -59,7 +59,9 @@ def test_gather_adds_up_repeated_rows(latent):
     assert z.grad[3].tolist() == [3.0] * C
     assert z.grad[0].tolist() == [1.0] * C
     assert z.grad[1:3].abs().sum() == 0
-    assert torch.autograd.gradcheck(lambda x: losses.gather(x, index).square(), latent.clone().requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda x: losses.gather(x, index).square(), latent.clone().requires_grad_()
+    )
 
 
 def test_kl_vanishes_at_the_prior_and_follows_torch_elsewhere(latent):

@@ -84,7 +84,9 @@ def member_state(module, member):
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("decoder", ["linear", "graph", "dense"])
 def test_members_are_independent_networks(x, adjacency, decoder, training):
-    config = NetworkConfig(feature_widths=(10, 4), graph_hidden=5, graph_latent=3, dropout=0.0, decoder=decoder)
+    config = NetworkConfig(
+        feature_widths=(10, 4), graph_hidden=5, graph_latent=3, dropout=0.0, decoder=decoder
+    )
     both = AMILSTNetwork(C, config, 2, generator=generator()).train(training)
     noise = generator(9)
     outputs = both(x, adjacency, generator=noise)
@@ -96,7 +98,9 @@ def test_members_are_independent_networks(x, adjacency, decoder, training):
         torch.testing.assert_close(outputs.f[:, member], output.f, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(outputs.mean[:, member], output.mean, rtol=1e-4, atol=1e-5)
         if not training:
-            torch.testing.assert_close(outputs.reconstruction[:, member], output.reconstruction, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                outputs.reconstruction[:, member], output.reconstruction, rtol=1e-4, atol=1e-5
+            )
 
 
 def test_members_of_the_players_are_independent():
@@ -129,7 +133,9 @@ def test_players_start_as_published():
         discriminators.PairDiscriminator(20, 8, generator=generator()),
         discriminators.Generator(8, 20, generator=generator()),
     ):
-        weights = torch.cat([p.flatten() for name, p in player.named_parameters() if "linear" in name or p.ndim > 1])
+        weights = torch.cat(
+            [p.flatten() for name, p in player.named_parameters() if "linear" in name or p.ndim > 1]
+        )
         assert weights.std().item() == pytest.approx(0.02, rel=0.1)
     assert discriminators.PriorDiscriminator(20).linear.bias.abs().max() == 0
 
@@ -156,9 +162,9 @@ def test_variational_encoder_is_its_equations(x, adjacency):
     torch.testing.assert_close(posterior.mean, mean, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(posterior.log_sigma, log_sigma, rtol=1e-4, atol=1e-5)
     assert posterior.sample is posterior.mean
-    draws = torch.stack([encoder.train()(adjacency, x, generator(s)).sample for s in range(4000)])
-    torch.testing.assert_close(draws.mean(0), mean, rtol=0, atol=0.12)
-    torch.testing.assert_close(draws.std(0), log_sigma.exp(), rtol=0.1, atol=0.02)
+    draws = torch.stack([encoder.train()(adjacency, x, generator(s)).sample for s in range(1500)])
+    torch.testing.assert_close(draws.mean(0), mean, rtol=0, atol=0.2)
+    torch.testing.assert_close(draws.std(0), log_sigma.exp(), rtol=0.15, atol=0.02)
 
 
 def test_network_with_plain_torch_habits(x, adjacency):

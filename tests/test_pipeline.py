@@ -82,7 +82,9 @@ def as_layer(adata):
         lambda a: setattr(a, "X", a.X.tocsc()),
         lambda a: setattr(a, "X", a.X.astype(np.float64)),
         lambda a: setattr(a, "X", np.asfortranarray(a.X.toarray().astype(np.int32))),
-        lambda a: a.obsm.update(spatial=pd.DataFrame(a.obsm["spatial"], index=a.obs_names, columns=["x", "y"])),
+        lambda a: a.obsm.update(
+            spatial=pd.DataFrame(a.obsm["spatial"], index=a.obs_names, columns=["x", "y"])
+        ),
         as_layer,
     ],
     ids=["dense", "csc", "float64", "int", "dataframe coordinates", "counts layer"],
@@ -190,7 +192,9 @@ def test_published_preset_names_the_extra_it_needs(section, monkeypatch):
     with pytest.raises(MissingExtraError, match=r"amilst-lite\[leiden\]"):
         amilst.identify_domains(section.copy(), K, preset="published", epochs=1, adversarial_epochs=1)
     adata = section.copy()
-    amilst.identify_domains(adata, K, preset="published", epochs=2, adversarial_epochs=2, method="gmm", n_init=4)
+    amilst.identify_domains(
+        adata, K, preset="published", epochs=2, adversarial_epochs=2, method="gmm", n_init=4
+    )
     assert adata.obs["amilst_domain"].nunique() == K
 
 

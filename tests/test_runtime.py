@@ -44,7 +44,17 @@ def test_spawned_seeds_differ_and_repeat():
 
 def test_versions_name_every_runtime_package():
     found = runtime.versions()
-    for package in ("python", "torch", "numpy", "scipy", "scikit-learn", "anndata", "h5py", "pandas", "pynndescent"):
+    for package in (
+        "python",
+        "torch",
+        "numpy",
+        "scipy",
+        "scikit-learn",
+        "anndata",
+        "h5py",
+        "pandas",
+        "pynndescent",
+    ):
         assert found[package]
 
 
@@ -55,3 +65,13 @@ def test_peak_memory_counts_bytes():
 
 def test_synchronize_on_a_cpu_does_nothing():
     runtime.synchronize(torch.device("cpu"))
+
+
+def test_small_work_gets_one_thread_and_the_number_comes_back():
+    before = torch.get_num_threads()
+    with pytest.raises(KeyError), runtime.threads_for(1000):
+        assert torch.get_num_threads() == 1
+        raise KeyError
+    assert torch.get_num_threads() == before
+    with runtime.threads_for(10**9):
+        assert torch.get_num_threads() == before

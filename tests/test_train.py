@@ -27,7 +27,9 @@ def section():
     left = coordinates[:, :1] < 0.5
     features = rng.normal(0, 1, (N, C)) + np.where(left, 2.0, -2.0) * (np.arange(C) < 3)
     features = (features - features.mean(0)) / np.sqrt(features.var(0).sum())
-    return torch.tensor(features, dtype=torch.float32), SpatialGraph.from_coordinates(coordinates, n_neighbors=6)
+    return torch.tensor(features, dtype=torch.float32), SpatialGraph.from_coordinates(
+        coordinates, n_neighbors=6
+    )
 
 
 def short(**changes):
@@ -39,7 +41,13 @@ def published(**changes):
     return TrainConfig(
         **{
             name: getattr(config, name)
-            for name in ("corruption", "link_loss", "weight_decay", "reconstruction_weight", "mutual_information_weight")
+            for name in (
+                "corruption",
+                "link_loss",
+                "weight_decay",
+                "reconstruction_weight",
+                "mutual_information_weight",
+            )
         },
         **{"epochs": 4, "adversarial_epochs": 4, "members": 1, **changes},
     )
@@ -47,7 +55,11 @@ def published(**changes):
 
 @pytest.mark.parametrize(
     ("network", "config"),
-    [(SMALL, short()), (SMALL, short(members=1, corrupt_per="spot", link_loss="masked")), (PUBLISHED, published())],
+    [
+        (SMALL, short()),
+        (SMALL, short(members=1, corrupt_per="spot", link_loss="masked")),
+        (PUBLISHED, published()),
+    ],
 )
 def test_same_seed_same_bits_and_global_generators_untouched(section, network, config):
     features, graph = section

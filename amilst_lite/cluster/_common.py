@@ -138,13 +138,13 @@ _threads_before = 0
 
 @contextmanager
 def one_thread(work: float) -> Iterator[None]:
-    """Run on one of torch's CPU threads while a step does less than ``work`` = 1e8 multiplications.
+    """Run on one of torch's CPU threads if a step of ``work`` multiplications is a small one, below 5e8.
 
-    Handing a millisecond's work to a second thread and waiting for it gains little, and costs a hundred
+    Handing a few milliseconds' work to a second thread and waiting for it gains little, and costs many
     times that when other programs hold the processor. The caller's number of threads is put back.
     """
     global _limited, _threads_before
-    if work > 1e8:
+    if work > 5e8:
         yield
         return
     with _limits:  # fits in several Python threads: the first sets, the last puts back

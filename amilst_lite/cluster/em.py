@@ -15,7 +15,7 @@ import torch
 from ._common import row_blocks, wide_float
 from .agglomeration import MAX_ROWS, agglomerate
 from .covariance import TIED, Parameters, Setting, features, maximise, n_features, natural
-from .kmeans import assign, lloyd, plus_plus
+from .kmeans import assign, improve, lloyd, plus_plus
 
 _CACHED_ELEMENTS = 1 << 22
 """Entries of phi that are kept from step to step; above, each step makes them anew block by block."""
@@ -72,7 +72,8 @@ class Rows:
         for _, phi in self.blocks(len(flat), dtype):
             joint = (flat @ phi).view(n_restarts, n_components, -1)  # (R, K, b)
             top = joint.amax(1, keepdim=True)
-            joint.sub_(top).exp_()
+            # exp is many times slower where it underflows, and e^-80 is as good as nothing
+            joint.sub_(top).clamp_(min=-80).exp_()
             norm = joint.sum(1, keepdim=True)
             joint.div_(norm)
             log_likelihood += norm.log_().add_(top).sum((1, 2))
@@ -213,7 +214,9 @@ def kmeans_labels(
         if runs:
             space = torch.from_numpy(rotated / variances**power).to(torch.float32).to(device)
             centres = plus_plus(space, n_components, runs, generator)
-            centres = lloyd(space, centres, max_iter=10, tol=0.0)[0]
+            centres, inertia, _ = lloyd(space, centres, max_iter=10, tol=0.0)
+            if place == 0 and n_runs < 5:  # one of so few has to be a good one
+                centres[0], _ = improve(space, centres[0], inertia[0], 0.0, generator)
             labels.append(assign(space, centres)[0])
     return torch.cat(labels)
 

@@ -152,8 +152,8 @@ def _join_nearest(labels: np.ndarray, embedding: np.ndarray, n_clusters: int) ->
         n_found = len(sizes)
         if n_found <= n_clusters:
             return labels
-        means = np.stack([np.bincount(labels, column) for column in embedding.T.astype(np.float64)], axis=1)
-        means /= sizes[:, None]
+        sums = np.stack([np.bincount(labels, column) for column in embedding.T.astype(np.float64)], axis=1)
+        means = sums / sizes[:, None]
         squared = ((means[:, None] - means[None]) ** 2).sum(-1)
         cost = squared * (sizes[:, None] * sizes[None] / (sizes[:, None] + sizes[None]))
         np.fill_diagonal(cost, np.inf)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,8 @@ _RUNS = ((20, 2), (50, 4))
 """Steps, and the share of the restarts that goes on after them: a half, a quarter of these; then to the end."""
 _FINER = 0.1
 """Restarts from k-means run to this share of ``tol``: a plateau must not decide between them."""
+_FLOAT32_REG = 1e-6
+"""Least regularisation while the products are in float32, whose rounding it has to exceed."""
 _TRIED = 4
 """Finalists run to the end in search of one that leaves no component empty."""
 _TIE = 1e-4
@@ -112,7 +115,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         n_init: int = 40,
         max_iter: int = 200,
         tol: float = 1e-5,
-        reg_covar: float = 1e-6,
+        reg_covar: float = 1e-8,
         covariance_prior: float = 0.0,
         init_params: str = "auto",
         random_state: int | None = 0,
@@ -235,6 +238,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
             matrix = matrix[chosen.to(matrix.device)]
             rows = Rows(rows.base[:, chosen.to(rows.base.device)], rows.model)
             setting = self._setting(rows.base, rows.model, setting.scale)
+        setting = _for_dtype(setting, torch.float32)
         # one component has one optimum
         n_init = 1 if self.n_components == 1 or self.init_params == "agglomeration" else self.n_init
         n_agglomerated = 0 if self.init_params == "kmeans" else 1
@@ -288,7 +292,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
             fits = fit_batch(
                 rows,
                 fits.parameters,
-                setting,
+                _for_dtype(setting, dtype),
                 max_iter=max(self.max_iter - int(steps), 1),
                 tol=tol,
                 dtype=dtype,
@@ -409,6 +413,11 @@ class GaussianMixture(DensityMixin, BaseEstimator):
             shaped = factors[labels] if model in ("diag", "spherical") else factors
             noise /= shaped[:, None] if model == "spherical" else shaped
         return self.means_[labels] + noise, labels.astype(np.int64)
+
+
+def _for_dtype(setting: Setting, dtype: torch.dtype) -> Setting:
+    """The setting with a regularisation that ``dtype`` can resolve."""
+    return setting if dtype == torch.float64 else replace(setting, reg=max(setting.reg, _FLOAT32_REG))
 
 
 def _best(results: torch.Tensor, contenders: torch.Tensor, n_kept: int, always: int) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -58,7 +59,7 @@ class DenoisingEncoder(nn.Module):
         sizes = [n_features, *widths]
         self.blocks = nn.ModuleList(
             DenseBlock(n_in, n_out, members, dropout=dropout, generator=generator)
-            for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True)
+            for n_in, n_out in pairwise(sizes)
         )
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -134,7 +135,7 @@ class GraphDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.convolution = GraphConvolution(n_in, n_features, members, generator=generator)
-        self.bias = nn.Parameter(torch.zeros(self.convolution.weight.shape[:-2] + (n_features,)))
+        self.bias = nn.Parameter(torch.zeros(*self.convolution.weight.shape[:-2], n_features))
 
     def forward(self, adjacency: SymmetricAdjacency | Tensor, z: Tensor) -> Tensor:
         """(N, [M,] n_in) → (N, [M,] n_features)."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import BatchNorm, Dense, lead
+from .layers import BatchNorm, Dense, affine, lead
 
 __all__ = ["BilinearDiscriminator", "Generator", "PairDiscriminator", "PriorDiscriminator"]
 
@@ -25,10 +25,7 @@ class BilinearDiscriminator(nn.Module):
 
     def forward(self, f: Tensor, g: Tensor) -> Tensor:
         """(N, [M,] n_f), (N, [M,] n_g) → logits (N, [M])."""
-        if self.weight.ndim == 2:
-            mapped = f @ self.weight
-        else:
-            mapped = torch.bmm(f.transpose(0, 1), self.weight).transpose(0, 1)
+        mapped = affine(f, self.weight)
         return (mapped * g).sum(-1) + self.bias
 
 
