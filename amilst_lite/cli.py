@@ -74,7 +74,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     run = _command(commands, "run", _run, "find the domains of a section", common)
     run.add_argument("input", metavar="INPUT", help="h5ad, Visium folder, 10x h5 or mtx, or table of counts")
-    run.add_argument("-k", "--n-domains", type=int, required=True, metavar="K", help="number of domains")
+    run.add_argument(
+        "-k", "--n-domains", type=int, metavar="K", help="number of domains (default: chosen by stability)"
+    )
     run.add_argument("-o", "--output", required=True, metavar="OUT", help="folder for the results")
     run.add_argument("--coordinates", metavar="TABLE", help="table of spots, x and y, for inputs without")
     run.add_argument(

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg
+import scipy.linalg.blas
 import scipy.sparse
 import scipy.sparse.linalg
 import torch
@@ -52,7 +53,7 @@ _EXACT_SIDE = 3000
 """Longest side of a covariance that is worth computing in full."""
 _GRAM_ROWS = 2000
 """Most rows for which the rows' own Gram matrix is made; no matrix of all spots by all spots ever is."""
-_OVERSAMPLING, _KRYLOV_DEPTH = 10, 3
+_OVERSAMPLING, _KRYLOV_BLOCKS = 10, 5
 
 
 class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -74,7 +75,7 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     clip : float or None
         Largest absolute value of z.
     solver : str
-        ``"exact"``, ``"randomized"`` (a block Krylov space of depth 3 with 10 spare columns), or
+        ``"exact"``, ``"randomized"`` (a block Krylov space of 5 blocks with 10 spare columns), or
         ``"auto"``: exact where the smaller side allows it and it does not cost many times more.
     random_state : int
         Seed of the randomised solver. No global generator is read or moved.
@@ -207,7 +208,7 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         if n is None:  # from disk, where a pass costs most: the exact solver needs one
             return "exact" if side <= _EXACT_SIDE else "randomized"
         exact = n * d * side
-        randomized = n * d * (self.n_components + _OVERSAMPLING) * 4 * _KRYLOV_DEPTH
+        randomized = n * d * (self.n_components + _OVERSAMPLING) * 2 * _KRYLOV_BLOCKS
         return "exact" if side <= _EXACT_SIDE and exact <= max(1.5 * randomized, 2e10) else "randomized"
 
     def _check(self, X: Any, *, reset: bool) -> Any:
@@ -358,17 +359,21 @@ def _from_krylov_space(z: _Standardised, blocks: Blocks, k: int, seed: int) -> L
     total = z.learn_from(blocks)
     d = len(z.shift)
     k = min(k, z.n, d)
-    start = torch.randn(d, min(k + _OVERSAMPLING, d), generator=make_generator(seed))
-    q = torch.linalg.qr(start.to(z.device, z.dtype))[0]
-    basis = []
-    for _ in range(_KRYLOV_DEPTH):
-        q = torch.linalg.qr(_scatter_times(z, blocks, q).to(z.dtype))[0]
-        basis.append(q)
-    q = torch.linalg.qr(torch.cat(basis, 1))[0]  # (d, at most d)
-    product = _scatter_times(z, blocks, q)
-    small = (q.to(z.wide).T @ product).cpu().double().numpy()
+    width = min(k + _OVERSAMPLING, d)
+    q = torch.randn(d, width, generator=make_generator(seed)).to(z.device, z.dtype)
+    basis, products = q[:, :0], []
+    for _ in range(_KRYLOV_BLOCKS):
+        for _ in range(2):  # once is not enough in floating point
+            q = q - basis @ (basis.T @ q)
+            q = torch.linalg.qr(q)[0]
+        q = q[:, : d - basis.shape[1]]
+        basis = torch.cat([basis, q], 1)
+        products.append(_scatter_times(z, blocks, q))
+        q = products[-1].to(z.dtype)
+    # Rayleigh-Ritz: the scatter matrix seen from inside the space
+    small = (basis.to(z.wide).T @ torch.cat(products, 1)).cpu().double().numpy()
     values, vectors = _leading((small + small.T) / 2, k)
-    return values, q.cpu().double().numpy() @ vectors, total
+    return values, basis.cpu().double().numpy() @ vectors, total
 
 
 def _orthonormal(vectors: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -380,22 +385,6 @@ def _orthonormal(vectors: np.ndarray, values: np.ndarray) -> np.ndarray:
     vectors[unused, weak] = 1
     q, r = np.linalg.qr(vectors)
     return q * np.where(r.diagonal() < 0, -1, 1)
-
-
-def _krylov(z: _Standardised, blocks: Blocks, d: int, k: int, seed: int) -> Leading:
-    """From a block Krylov space of the scatter matrix; each power of it is one pass over the rows."""
-    z.fit_mean(blocks)
-    start = torch.randn(d, min(k + _OVERSAMPLING, d), generator=make_generator(seed))
-    q = torch.linalg.qr(start.to(z.device, z.dtype))[0]
-    basis = []
-    for _ in range(_KRYLOV_DEPTH):
-        q = torch.linalg.qr(_scatter_times(z, blocks, q)[0].to(z.dtype))[0]
-        basis.append(q)
-    q = torch.linalg.qr(torch.cat(basis, 1))[0]  # (d, at most d)
-    product, total = _scatter_times(z, blocks, q)
-    small = (q.to(z.wide).T @ product).cpu().double().numpy()
-    values, vectors = _leading((small + small.T) / 2, k)
-    return values, q.cpu().double().numpy() @ vectors, total
 
 
 def _scatter_times(z: _Standardised, blocks: Blocks, q: torch.Tensor) -> torch.Tensor:
@@ -415,8 +404,11 @@ def _leading(matrix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         values, vectors = scipy.sparse.linalg.eigsh(matrix, k, v0=start)
         order = np.argsort(values)[::-1]
         return values[order], vectors[:, order].copy()
-    values, vectors = scipy.linalg.eigh(matrix, subset_by_index=[side - k, side - 1])
-    return values[::-1].copy(), vectors[:, ::-1].copy()
+    if side <= 500:
+        values, vectors = np.linalg.eigh(matrix)
+    else:
+        values, vectors = scipy.linalg.eigh(matrix, subset_by_index=[side - k, side - 1])
+    return values[: -k - 1 : -1].copy(), vectors[:, : -k - 1 : -1].copy()
 
 
 def _deterministic_signs(components: np.ndarray) -> np.ndarray:
@@ -429,12 +421,13 @@ def _deterministic_signs(components: np.ndarray) -> np.ndarray:
 def _sums(blocks: Iterable[torch.Tensor]) -> tuple[int, torch.Tensor, torch.Tensor]:
     """Number of rows, columns' means, and sums of squared deviations from them; (d,), float64 on the CPU.
 
-    Values are taken about the mean of the first block, so that the squares of large ones do not cancel.
+    Values are taken about the mean of the first block where it is far from zero, so that the squares of
+    large ones do not cancel.
     """
     n = 0
     for block in blocks:
         if n == 0:
-            shift = block.mean(0, dtype=_wide(block)).to(block.dtype)
+            shift = _shift(block)
             total, squares = (
                 torch.zeros_like(shift, dtype=_wide(block)),
                 torch.zeros_like(shift, dtype=_wide(block)),
@@ -455,22 +448,45 @@ def _scatter(z: _Standardised, blocks: Iterable[torch.Tensor]) -> tuple[int, tor
     n = pending = 0
     for block in blocks:
         if n == 0:
-            shift = block.mean(0, dtype=_wide(block)).to(block.dtype)
+            shift = _shift(block)
             total = torch.zeros(len(shift), dtype=z.wide, device=z.device)
             scatter = torch.zeros(len(shift), len(shift), dtype=z.wide, device=z.device)
             part = torch.zeros(scatter.shape, dtype=z.dtype, device=z.device)
-        about = (block - shift).to(z.device, z.dtype)
+            shifted = bool(shift.any())
+        about = (block - shift if shifted else block).to(z.device, z.dtype)
         total += about.sum(0)
-        part.addmm_(about.T, about)
+        _add_products(part, about)
         n += len(block)
         pending += 1
         if pending == _FLUSH:
             scatter += part
             part.zero_()
             pending = 0
-    scatter += part
+    scatter = _mirrored(scatter + part)
     total, scatter = total.cpu().double(), scatter.cpu().double()
     return n, shift.cpu().double() + total / n, scatter - torch.outer(total, total) / n
+
+
+def _add_products(part: torch.Tensor, about: torch.Tensor) -> None:
+    """Add the products of the columns of ``about`` (b, d) to the lower triangle of ``part`` (d, d)."""
+    if part.device.type == "cpu":  # BLAS knows that the result is symmetric; torch computes both halves
+        syrk = scipy.linalg.blas.dsyrk if part.dtype == torch.float64 else scipy.linalg.blas.ssyrk
+        syrk(1.0, about.numpy().T, beta=1.0, c=part.numpy().T, overwrite_c=True)
+    else:
+        part.addmm_(about.T, about)
+
+
+def _mirrored(matrix: torch.Tensor) -> torch.Tensor:
+    """The symmetric matrix with this lower triangle."""
+    return matrix.tril() + matrix.tril(-1).T
+
+
+def _shift(block: torch.Tensor) -> torch.Tensor:
+    """Means of the columns where they exceed three standard deviations, else zero, by the first rows; (d,)."""
+    rows = block[:256]
+    mean = rows.mean(0, dtype=_wide(block))
+    variance = (rows - mean.to(rows.dtype)).square().mean(0)
+    return torch.where(mean.square() > 9 * variance, mean, 0).to(block.dtype)
 
 
 def _wide(block: torch.Tensor) -> torch.dtype:

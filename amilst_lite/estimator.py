@@ -14,6 +14,7 @@ import torch
 from sklearn.base import BaseEstimator, ClusterMixin
 
 from .cluster.domains import find_domains
+from .cluster.selection import select_n_domains
 from .config import Config, FilterConfig, GraphConfig, TrainConfig, preset
 from .errors import InputError
 from .graph import SpatialGraph
@@ -36,8 +37,9 @@ class AMILST(ClusterMixin, BaseEstimator):
 
     Parameters
     ----------
-    n_domains : int
-        Number of domains K, at least 2.
+    n_domains : int or None
+        Number of domains K, at least 2. None chooses it by the stability of the labels
+        (`amilst_lite.cluster.select_n_domains`).
     seed : int
         Decides everything that is random. Same seed, same machine, same number of threads: the
         same bits. No global generator is touched.
@@ -72,6 +74,10 @@ class AMILST(ClusterMixin, BaseEstimator):
         The settings used.
     seconds_ : dict of str to float
         Wall-clock time of each stage.
+    n_domains_ : int
+        K, given or chosen.
+    selection_ : Selection or None
+        How it was chosen.
     n_features_in_ : int
 
     Examples
@@ -82,7 +88,7 @@ class AMILST(ClusterMixin, BaseEstimator):
 
     def __init__(
         self,
-        n_domains: int = 7,
+        n_domains: int | None = None,
         *,
         seed: int = 0,
         preset: str = "default",
@@ -148,28 +154,38 @@ class AMILST(ClusterMixin, BaseEstimator):
         if graph is None:
             with self._timed("graph", device):
                 graph = build_graph(coordinates, config.graph, sample)
-        training = limit_members(config.train, len(features))
-        with threads_for(len(features) * training.members):
-            with self._timed("filter", device):
-                features = filter_features(features, graph, config.filter, filter_seed, device)
-            with self._timed("train", device):
-                result = train(
-                    features,
-                    graph,
-                    network_config=config.network,
-                    config=training,
-                    seed=train_seed,
-                    device=device,
-                    callback=self.callback,
-                )
+        with self._timed("filter", device):
+            features = filter_features(features, graph, config.filter, filter_seed, device)
+        with self._timed("train", device):
+            result = train(
+                features,
+                graph,
+                network_config=config.network,
+                config=limit_members(config.train, len(features)),
+                seed=train_seed,
+                device=device,
+                callback=self.callback,
+            )
         with self._timed("cluster", device):
             if config.cluster.cluster_on == "consensus":
                 embedding = consensus(features, result.reconstruction.cpu(), config.cluster.network_share)
             else:
                 embedding = result.latent.flatten(1).cpu()
             self.embedding_ = embedding.numpy()
+            if self.n_domains is None:
+                self.selection_ = select_n_domains(
+                    self.embedding_, config=config.cluster, seed=cluster_seed, device=device
+                )
+                self.n_domains_ = self.selection_.n_domains
+                logger.info(
+                    "%d domains chosen; runners-up: %s",
+                    self.n_domains_,
+                    ", ".join(map(str, self.selection_.runners_up)),
+                )
+            else:
+                self.selection_, self.n_domains_ = None, self.n_domains
             domains = find_domains(
-                self.embedding_, self.n_domains, config.cluster, seed=cluster_seed, device=device
+                self.embedding_, self.n_domains_, config.cluster, seed=cluster_seed, device=device
             )
         with self._timed("refine", device):
             self.refined_labels_ = majority_vote(
@@ -217,8 +233,10 @@ class AMILST(ClusterMixin, BaseEstimator):
         self.seconds_[stage] = time.perf_counter() - start
 
 
-def check_n_domains(n_domains: int, n_spots: int) -> None:
-    """Raise `InputError` unless 2 ≤ K ≤ number of spots."""
+def check_n_domains(n_domains: int | None, n_spots: int) -> None:
+    """Raise `InputError` unless 2 ≤ K ≤ number of spots, or K is to be chosen."""
+    if n_domains is None:
+        return
     if isinstance(n_domains, bool) or not isinstance(n_domains, int | np.integer) or n_domains < 2:
         raise InputError(f"n_domains must be a whole number of at least 2; found {n_domains!r}.")
     if n_domains > n_spots:
@@ -253,13 +271,14 @@ def filter_features(
     """
     if config.noise_band is not None:
         # on a scale of one, so that float32 serves features of any unit
-        filtered, _ = wiener_filter(
-            standardize(features)[torch.from_numpy(graph.order)].to(device),
-            SymmetricAdjacency(graph.adjacency(device)),
-            noise_band=config.noise_band,
-            degree=config.filter_degree,
-            seed=seed,
-        )
+        with threads_for(len(features)):
+            filtered, _ = wiener_filter(
+                standardize(features)[torch.from_numpy(graph.order)].to(device),
+                SymmetricAdjacency(graph.adjacency(device)),
+                noise_band=config.noise_band,
+                degree=config.filter_degree,
+                seed=seed,
+            )
         if filtered.var(0).sum() > _LEAST_SIGNAL:
             features = filtered.cpu()[torch.from_numpy(graph.rank)]
     return standardize(features) if config.standardize else features

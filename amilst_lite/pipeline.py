@@ -43,7 +43,7 @@ logger = logging.getLogger("amilst_lite")
 
 def identify_domains(
     adata: ad.AnnData,
-    n_domains: int,
+    n_domains: int | None = None,
     *,
     seed: int = 0,
     preset: str = "default",
@@ -61,8 +61,9 @@ def identify_domains(
     adata : AnnData
         Raw counts in ``layers["counts"]`` or ``X`` (never changed), coordinates in
         ``obsm["spatial"]``.
-    n_domains : int
-        Number of domains K, at least 2.
+    n_domains : int, optional
+        Number of domains K, at least 2. Without it K is chosen by the stability of the labels; the
+        table of every K tried stands in ``uns["amilst"]["selection"]``.
     seed : int
         Same seed, same machine, same number of threads: the same bits.
     preset : str
@@ -136,12 +137,13 @@ def identify_domains(
     if components is not None:
         adata.obsm[keys.PCA] = components
     adata.obsm[names.embedding] = model.embedding_
-    adata.obs[names.domain] = _categorical(model.labels_, n_domains, adata.obs_names)
-    adata.obs[names.refined] = _categorical(model.refined_labels_, n_domains, adata.obs_names)
+    adata.obs[names.domain] = _categorical(model.labels_, model.n_domains_, adata.obs_names)
+    adata.obs[names.refined] = _categorical(model.refined_labels_, model.n_domains_, adata.obs_names)
     adata.obs[names.confidence] = pd.Series(model.confidence_, index=adata.obs_names)
     _write_graph(adata, model, config)
     adata.uns[names.record] = {
-        "n_domains": n_domains,
+        "n_domains": model.n_domains_,
+        "selection": {} if model.selection_ is None else _columns(model.selection_.table),
         "preset": preset,
         "config": _writable(config.to_dict()),
         "seed": seed,
@@ -288,6 +290,10 @@ def _categorical(labels: np.ndarray, n_domains: int, index: pd.Index) -> pd.Seri
     return pd.Series(pd.Categorical.from_codes(labels, categories=names), index=index)
 
 
+def _columns(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    return {name: table[name].to_numpy() for name in table.columns}
+
+
 def _write_graph(adata: ad.AnnData, model: AMILST, config: Config) -> None:
     """squidpy's slots."""
     adata.obsp[keys.CONNECTIVITIES] = model.graph_.connectivities()
@@ -363,7 +369,8 @@ def write_results(
     adata : AnnData
         After `identify_domains`.
     folder : path-like
-        Where ``result.h5ad``, ``domains.csv``, ``domains.png``, ``losses.png`` and ``run.json`` go.
+        Where ``result.h5ad``, ``domains.csv``, ``domains.png``, ``losses.png`` and ``run.json`` go,
+        and ``selection.png`` when the number of domains was chosen.
     source : str
         What the section was read from, for the record.
     annotation : str, optional
@@ -414,6 +421,7 @@ def write_results(
         "n_spots": adata.n_obs,
         "n_genes": adata.n_vars,
         "n_domains": record["n_domains"],
+        "selection": record["selection"],
         "annotation": annotation,
         "scores": scores,
         **{name: record[name] for name in ("preset", "config", "seed", "device", "versions")},
@@ -432,13 +440,17 @@ def _draw(
 ) -> list[str]:
     """The figures; what an absent package leaves out is said, not raised."""
     logger.info("draw")
+    record = adata.uns[names.record]
+    selection = {name: np.asarray(column) for name, column in record["selection"].items()}
     domains = adata.obs[names.domain]
     figures = {
         "domains.png": lambda: plot.domains(
             adata, key=names.domain, refined=names.refined, annotation=annotation
         ),
-        "losses.png": lambda: plot.losses(adata.uns[names.record]["losses"]),
+        "losses.png": lambda: plot.losses(record["losses"]),
     }
+    if selection:
+        figures["selection.png"] = lambda: plot.selection_curve(selection, record["n_domains"])
     if umap:
         figures["umap.png"] = lambda: plot.umap(adata.obsm[names.embedding], domains.to_numpy())
     left_out = []

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["domains", "draw_domains", "losses", "palette", "save", "umap"]
+__all__ = ["domains", "draw_domains", "losses", "palette", "save", "selection_curve", "umap"]
 
 _OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 _MISSING = "#D9D9D9"
@@ -281,6 +281,41 @@ def losses(history: Mapping[str, ArrayLike]) -> Figure:
     for axis in axes[len(curves) :]:
         axis.set_visible(False)
     figure.supxlabel("epoch", fontsize=9, color=_INK)
+    return figure
+
+
+def selection_curve(table: Mapping[str, ArrayLike], chosen: int) -> Figure:
+    """Stability of the labels against the number of domains, with the choice marked.
+
+    Parameters
+    ----------
+    table : mapping
+        Columns ``n_domains``, ``stability`` and ``stability_error``, as in
+        `amilst_lite.cluster.Selection`.
+    chosen : int
+        The number of domains chosen.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    MissingExtraError
+        matplotlib is not installed.
+    """
+    k, stability, error = (
+        np.asarray(table[name], dtype=float) for name in ("n_domains", "stability", "stability_error")
+    )
+    figure = _new_figure(5.0, 3.2)
+    axis = figure.subplots()
+    axis.errorbar(k, stability, yerr=error, color=_OKABE_ITO[0], marker="o", markersize=4, capsize=2)
+    axis.axvline(chosen, color=_OKABE_ITO[5], linestyle=":", label=f"chosen: {chosen}")
+    axis.set_xlabel("number of domains", fontsize=9, color=_INK)
+    axis.set_ylabel("stability (adjusted mutual information)", fontsize=9, color=_INK)
+    axis.set_xticks(k)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=9)
     return figure
 
 

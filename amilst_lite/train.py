@@ -20,7 +20,7 @@ from .nn.discriminators import BilinearDiscriminator, Generator, PairDiscriminat
 from .nn.layers import BatchNorm
 from .nn.network import AMILSTNetwork, NetworkOutput
 from .nn.sparse import SymmetricAdjacency
-from .runtime import make_generator, spawn_seeds
+from .runtime import make_generator, spawn_seeds, threads_for
 
 __all__ = ["Callback", "Trainer", "TrainingResult", "train"]
 
@@ -351,6 +351,10 @@ class Trainer:
 
     def run(self, callback: Callback | None = None) -> TrainingResult:
         """All epochs, then the embeddings in the caller's order."""
+        with threads_for(len(self.features) * self.config.members):
+            return self._run(callback)
+
+    def _run(self, callback: Callback | None) -> TrainingResult:
         c = self.config
         n_epochs = c.epochs + c.adversarial_epochs
         recorder = _Recorder(n_epochs, c.record_every, callback)
@@ -396,13 +400,11 @@ class _Recorder:
                         f"the term {name!r} became {value} in epoch {epoch + 1} of {self.n_epochs}. "
                         "Check the features for extreme values, or lower learning_rate."
                     )
-                # a term that begins in a later phase has no value before it
-                self.history.setdefault(name, [math.nan] * (len(self.history["epoch"]))).append(value)
-            self.history["epoch"].append(epoch + 1)
+            # a term that takes part in one phase only has no value in the other
+            for name in values.keys() - self.history.keys():
+                self.history[name] = [math.nan] * len(self.history["epoch"])
             for name, series in self.history.items():
-                if len(series) < len(self.history["epoch"]):
-                    series.append(math.nan)
-                del name
+                series.append(epoch + 1 if name == "epoch" else values.get(name, math.nan))
             if self.callback is not None:
                 self.callback(epoch + 1, self.n_epochs, values)
         self.pending.clear()

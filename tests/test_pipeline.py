@@ -239,3 +239,14 @@ def test_describe(section):
     lines = "\n".join(pipeline.describe(section))
     assert "300 spots × 60 genes" in lines
     assert "obs['ground_truth']: 3 values, 0 missing" in lines
+
+
+def test_number_of_domains_is_chosen_when_not_given(section, tmp_path):
+    adata = section.copy()
+    amilst.identify_domains(adata, **{**QUICK, "n_init": 4})
+    record = adata.uns["amilst"]
+    assert adata.obs["amilst_domain"].nunique() == record["n_domains"]
+    assert list(record["selection"]["n_domains"]) == list(range(2, 16))
+    amilst.write_results(adata, tmp_path)
+    assert (tmp_path / "selection.png").stat().st_size > 1000
+    assert ad.read_h5ad(tmp_path / "result.h5ad").uns["amilst"]["selection"]["stability"].shape == (14,)

@@ -2,5 +2,6 @@
 
 from .kmeans import KMeans
 from .mixture import GaussianMixture
+from .selection import Selection, select_n_domains
 
-__all__ = ["GaussianMixture", "KMeans"]
+__all__ = ["GaussianMixture", "KMeans", "Selection", "select_n_domains"]
