@@ -107,7 +107,7 @@ class NetworkConfig(_Checked):
         (100, 20), "widths of the denoising encoder; the last is f", minimum=1
     )
     graph_hidden: int = _option(32, "hidden width of the graph encoder", minimum=1)
-    graph_latent: int = _option(8, "width of g", minimum=1)
+    graph_latent: int = _option(8, "width of g (0: no graph encoder)", minimum=0)
     dropout: float = _option(0.0, "dropout rate", minimum=0.0, below=1.0)
     decoder: str = _option(
         "linear",
@@ -144,6 +144,7 @@ class TrainConfig(_Checked):
         choices=("sampled", "masked"),
     )
     mutual_information_weight: float = _option(0.1, "weight of the mutual information", minimum=0.0)
+    adversary: bool = _option(True, "train a generator of false pairs against the discriminator")
     clustering_weight: float = _option(10.0, "weight of the clustering term (second phase)", minimum=0.0)
     record_every: int = _option(1, "epochs between two readings of the losses", minimum=1)
 

@@ -14,7 +14,15 @@ import torch
 
 from .errors import InputError
 
-__all__ = ["make_generator", "peak_memory", "resolve_device", "spawn_seeds", "synchronize", "threads_for", "versions"]
+__all__ = [
+    "make_generator",
+    "peak_memory",
+    "resolve_device",
+    "spawn_seeds",
+    "synchronize",
+    "threads_for",
+    "versions",
+]
 
 _ROWS_PER_THREAD = 50_000
 _PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "anndata", "h5py", "pandas", "pynndescent")

@@ -246,14 +246,15 @@ class Trainer:
 
     def _player_steps(self, f: Tensor, g: Tensor) -> dict[str, Tensor]:
         """Discriminator against shuffled and generated pairs, then the generator against it."""
+        joint = self.discriminator(f, g)
+        discriminator_loss = -losses.jensen_shannon(joint, self.discriminator(self._shuffled(f), g))
+        if not self.config.adversary:
+            self._step("discriminator", discriminator_loss)
+            return {"discriminator": discriminator_loss}
         noise = self._draw_noise(g)
         made = self.generator(noise)
-        joint = self.discriminator(f, g)
-        fake = made.detach()
-        discriminator_loss = -0.5 * (
-            losses.jensen_shannon(joint, self.discriminator(self._shuffled(f), g))
-            + losses.jensen_shannon(joint, self.discriminator(fake, noise))
-        )
+        against_made = -losses.jensen_shannon(joint, self.discriminator(made.detach(), noise))
+        discriminator_loss = 0.5 * (discriminator_loss + against_made)
         self._step("discriminator", discriminator_loss)
         generator_loss = nn.functional.softplus(-self.discriminator(made, noise)).mean(0)
         self._step("generator", generator_loss)

@@ -33,7 +33,9 @@ import numpy as np
 CONTROLS = ("PCs", "PCs averaged", "filtered")
 
 
-def measure(path: Path, seeds: int, preset: str, settings: dict[str, Any]) -> dict[str, Any] | None:
+def measure(
+    path: Path, seeds: int, preset: str, settings: dict[str, Any], with_controls: bool = True
+) -> dict[str, Any] | None:
     """All runs of one section; None when it has no annotation."""
     import anndata
 
@@ -63,7 +65,8 @@ def measure(path: Path, seeds: int, preset: str, settings: dict[str, Any]) -> di
         if seed == 0:
             result["calibration"] = calibration(copy)
     result["peak_bytes"] = peak_memory()["ram_bytes"]
-    result["controls"] = controls(adata, n_domains, seeds, use_rep)
+    if with_controls:
+        result["controls"] = controls(adata, n_domains, seeds, use_rep)
     return result
 
 
@@ -136,7 +139,9 @@ def tissue_means(values: dict[str, float]) -> float:
 
 
 def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
     return done.stdout.strip() or "unknown"
 
 
@@ -169,7 +174,11 @@ def main() -> int:
 
     sections: dict[str, Any] = {}
     columns = ("ARI", "NMI", "refined ARI", *CONTROLS)
-    print(f"{'section':22s} {'spots':>6s} {'K':>3s} " + " ".join(f"{c:>15s}" for c in columns) + "       s   MiB")
+    print(
+        f"{'section':22s} {'spots':>6s} {'K':>3s} "
+        + " ".join(f"{c:>15s}" for c in columns)
+        + "       s   MiB"
+    )
     for path in paths:
         # a process for each section: peak memory is counted over a process's whole life
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:

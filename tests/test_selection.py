@@ -44,7 +44,13 @@ def test_candidates_beyond_a_tenth_of_the_spots_are_left_out():
 
 @pytest.mark.parametrize(
     "options",
-    [{"candidates": (1,)}, {"candidates": ()}, {"n_subsamples": 2}, {"fraction": 1.0}, {"embedding": blobs(3, n=12)}],
+    [
+        {"candidates": (1,)},
+        {"candidates": ()},
+        {"n_subsamples": 2},
+        {"fraction": 1.0},
+        {"embedding": blobs(3, n=12)},
+    ],
 )
 def test_wrong_options(options):
     with pytest.raises(InputError, match="expected"):

@@ -1,5 +1,6 @@
 """The training loop: losses fall, players play, bits repeat, failures are named."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -108,6 +109,15 @@ def test_mutual_information_needs_no_players_at_weight_zero(section):
         features, graph, network_config=SMALL, config=short(mutual_information_weight=0.0)
     ).history
     assert "discriminator" not in history
+
+
+def test_ideas_can_be_left_out(section):
+    features, graph = section
+    history = train(features, graph, network_config=SMALL, config=short(adversary=False)).history
+    assert "discriminator" in history and "generator" not in history
+    bare = dataclasses.replace(SMALL, graph_latent=0)
+    result = train(features, graph, network_config=bare, config=short())
+    assert result.g.shape == (N, 2, 0) and torch.isfinite(result.reconstruction).all()
 
 
 def test_published_second_phase_adds_its_terms(section):
