@@ -14,7 +14,7 @@ import torch
 from sklearn.base import BaseEstimator, ClusterMixin
 
 from .cluster.domains import find_domains
-from .cluster.selection import select_n_domains
+from .cluster.selection import Selection, select_n_domains
 from .config import Config, FilterConfig, GraphConfig, TrainConfig, preset
 from .errors import InputError
 from .graph import SpatialGraph
@@ -172,18 +172,14 @@ class AMILST(ClusterMixin, BaseEstimator):
             else:
                 embedding = result.latent.flatten(1).cpu()
             self.embedding_ = embedding.numpy()
+            self.selection_: Selection | None = None
             if self.n_domains is None:
                 self.selection_ = select_n_domains(
                     self.embedding_, config=config.cluster, seed=cluster_seed, device=device
                 )
-                self.n_domains_ = self.selection_.n_domains
-                logger.info(
-                    "%d domains chosen; runners-up: %s",
-                    self.n_domains_,
-                    ", ".join(map(str, self.selection_.runners_up)),
-                )
-            else:
-                self.selection_, self.n_domains_ = None, self.n_domains
+                runners_up = ", ".join(map(str, self.selection_.runners_up))
+                logger.info("%d domains chosen; runners-up: %s", self.selection_.n_domains, runners_up)
+            self.n_domains_: int = self.n_domains or self.selection_.n_domains  # type: ignore[union-attr]
             domains = find_domains(
                 self.embedding_, self.n_domains_, config.cluster, seed=cluster_seed, device=device
             )
