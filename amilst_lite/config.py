@@ -124,7 +124,7 @@ class NetworkConfig(_Checked):
 class TrainConfig(_Checked):
     """Objective and optimisation."""
 
-    epochs: int = _option(200, "epochs of the first phase", minimum=1)
+    epochs: int = _option(100, "epochs of the first phase", minimum=1)
     adversarial_epochs: int = _option(
         0, "epochs of the published second phase (clustering term, adversarial steps)", minimum=0
     )
@@ -164,9 +164,9 @@ class ClusterConfig(_Checked):
         choices=("consensus", "latent"),
     )
     network_share: float = _option(
-        1 / 3, "weight of the reconstructions in the consensus, the rest being the features'", minimum=0.0
+        0.1, "weight of the reconstructions in the consensus, the rest being the features'", minimum=0.0
     )
-    n_init: int = _option(40, "random starts of the clustering", minimum=1)
+    n_init: int = _option(160, "random starts of the clustering", minimum=1)
     leiden_neighbors: int = _option(20, "neighbours in the embedding for Leiden", minimum=1)
     refine_neighbors: int = _option(6, "spatial neighbours that vote in the refinement", minimum=1)
 

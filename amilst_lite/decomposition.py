@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg
-import scipy.linalg.blas
 import scipy.sparse
 import scipy.sparse.linalg
 import torch
@@ -26,7 +25,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import check_array
 
 from .errors import InputError, NotFittedError
-from .runtime import make_generator, resolve_device
+from .runtime import make_generator, resolve_device, threads_for
 
 try:  # scikit-learn >= 1.6
     from sklearn.utils.validation import validate_data
@@ -175,13 +174,16 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         if n == 1 and self.center:
             raise InputError("Principal components need at least 2 rows; found n_samples=1.")
         few_rows = n is not None and n < d and n <= _GRAM_ROWS
-        self.solver_ = self._choose_solver(n, d, n if few_rows else d)
-        if self.solver_ == "randomized":
-            values, vectors, total = _from_krylov_space(z, blocks, self.n_components, self.random_state)
-        elif few_rows:
-            values, vectors, total = _from_rows(z, _column_blocks(matrix, self._block()), self.n_components)
-        else:
-            values, vectors, total = _from_covariance(z, blocks, self.n_components)
+        self.solver_ = self._choose_solver(n, d, few_rows)
+        k = self.n_components
+        by_numpy = device.type == "cpu" and self.solver_ == "exact"  # its threads and torch's would fight
+        with threads_for(0 if by_numpy else 10**9 if n is None else n * d // 100):
+            if self.solver_ == "randomized":
+                values, vectors, total = _from_krylov_space(z, blocks, k, self.random_state)
+            elif few_rows:
+                values, vectors, total = _from_rows(z, _column_blocks(matrix, self._block()), k)
+            else:
+                values, vectors, total = _from_covariance(z, blocks, k)
         self.n_components_, self.n_samples_, self._n_features_out = len(values), z.n, len(values)
         self.mean_, self.scale_, self.clipped_mean_ = z.shift.numpy(), z.divisor.numpy(), z.mean.numpy()
         values = np.maximum(values, 0)
@@ -201,15 +203,16 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         if not isinstance(self.random_state, Integral) or self.random_state < 0:
             raise InputError(f"random_state must be an integer >= 0; found {self.random_state!r}.")
 
-    def _choose_solver(self, n: int | None, d: int, side: int) -> str:
-        """The exact solver where ``side``, that of its matrix, and the cost allow it."""
+    def _choose_solver(self, n: int | None, d: int, few_rows: bool) -> str:
+        """The exact solver where the side of its matrix and the cost allow it."""
         if self.solver != "auto":
             return self.solver
         if n is None:  # from disk, where a pass costs most: the exact solver needs one
-            return "exact" if side <= _EXACT_SIDE else "randomized"
-        exact = n * d * side
+            return "exact" if d <= _EXACT_SIDE else "randomized"
+        side = n if few_rows else d
+        exact = n * d * side / 2  # the result is symmetric
         randomized = n * d * (self.n_components + _OVERSAMPLING) * 2 * _KRYLOV_BLOCKS
-        return "exact" if side <= _EXACT_SIDE and exact <= max(1.5 * randomized, 2e10) else "randomized"
+        return "exact" if side <= _EXACT_SIDE and exact <= max(1.5 * randomized, 1e10) else "randomized"
 
     def _check(self, X: Any, *, reset: bool) -> Any:
         """``X`` as a float32 or float64 array or CSR matrix."""
@@ -346,7 +349,7 @@ def _from_rows(z: _Standardised, columns: Columns, k: int) -> Leading:
     gram = torch.zeros(z.n, z.n, dtype=z.wide, device=z.device)
     for place, block in columns():
         dense = z(block, place)
-        gram += dense @ dense.T
+        _add_products(gram, dense.T)
     matrix = gram.cpu().double().numpy()
     values, left = _leading(matrix, min(k, z.n))
     axes = torch.from_numpy(left).to(z.dtype).to(z.device)
@@ -404,8 +407,8 @@ def _leading(matrix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         values, vectors = scipy.sparse.linalg.eigsh(matrix, k, v0=start)
         order = np.argsort(values)[::-1]
         return values[order], vectors[:, order].copy()
-    if side <= 500:
-        values, vectors = np.linalg.eigh(matrix)
+    if side <= 300:
+        values, vectors = (part.numpy() for part in torch.linalg.eigh(torch.from_numpy(matrix)))
     else:
         values, vectors = scipy.linalg.eigh(matrix, subset_by_index=[side - k, side - 1])
     return values[: -k - 1 : -1].copy(), vectors[:, : -k - 1 : -1].copy()
@@ -433,8 +436,8 @@ def _sums(blocks: Iterable[torch.Tensor]) -> tuple[int, torch.Tensor, torch.Tens
                 torch.zeros_like(shift, dtype=_wide(block)),
             )
         about = block - shift
-        total += about.sum(0, dtype=total.dtype)
-        squares += about.square().sum(0, dtype=total.dtype)
+        total += about.sum(0)
+        squares += about.square().sum(0)
         n += len(block)
     total, squares = total.cpu().double(), squares.cpu().double()
     return n, shift.cpu().double() + total / n, (squares - total.square() / n).clamp(min=0)
@@ -462,23 +465,18 @@ def _scatter(z: _Standardised, blocks: Iterable[torch.Tensor]) -> tuple[int, tor
             scatter += part
             part.zero_()
             pending = 0
-    scatter = _mirrored(scatter + part)
+    scatter += part
     total, scatter = total.cpu().double(), scatter.cpu().double()
     return n, shift.cpu().double() + total / n, scatter - torch.outer(total, total) / n
 
 
 def _add_products(part: torch.Tensor, about: torch.Tensor) -> None:
-    """Add the products of the columns of ``about`` (b, d) to the lower triangle of ``part`` (d, d)."""
-    if part.device.type == "cpu":  # BLAS knows that the result is symmetric; torch computes both halves
-        syrk = scipy.linalg.blas.dsyrk if part.dtype == torch.float64 else scipy.linalg.blas.ssyrk
-        syrk(1.0, about.numpy().T, beta=1.0, c=part.numpy().T, overwrite_c=True)
+    """Add the products of the columns of ``about`` (b, d) to ``part`` (d, d)."""
+    if part.device.type == "cpu":  # numpy sees that the result is symmetric, and computes half of it
+        array = about.numpy()
+        part += torch.from_numpy(array.T @ array)
     else:
-        part.addmm_(about.T, about)
-
-
-def _mirrored(matrix: torch.Tensor) -> torch.Tensor:
-    """The symmetric matrix with this lower triangle."""
-    return matrix.tril() + matrix.tril(-1).T
+        part += about.T @ about
 
 
 def _shift(block: torch.Tensor) -> torch.Tensor:
@@ -497,7 +495,8 @@ def _row_blocks(matrix: Any, elements: int) -> Blocks:
     """Passes over a matrix that slices by rows, in blocks of about so many entries."""
 
     def blocks() -> Iterator[Any]:
-        for rows in _slices(*matrix.shape, elements):
+        n, d = matrix.shape
+        for rows in _slices(n, d, elements):
             yield matrix[rows]
 
     return blocks
@@ -508,15 +507,16 @@ def _column_blocks(matrix: Any, elements: int) -> Columns:
     by_column = matrix.tocsc() if scipy.sparse.issparse(matrix) else matrix
 
     def columns() -> Iterator[tuple[slice, Any]]:
-        for place in _slices(*by_column.shape[::-1], elements):
+        n, d = by_column.shape
+        for place in _slices(d, n, elements):
             yield place, by_column[:, place]
 
     return columns
 
 
 def _slices(n: int, width: int, elements: int) -> Iterator[slice]:
-    # a product over few rows is a slow one
-    step = max(1, elements // max(width, 1), min(1024, 8 * elements // max(width, 1)))
+    # a product of many columns over few rows is a slow one
+    step = max(1, elements // max(width, 1), min(2 * width, 16 * elements // max(width, 1)))
     for start in range(0, n, step):
         yield slice(start, min(start + step, n))
 

@@ -57,10 +57,10 @@ def test_values_out_of_range_name_the_field(part, change):
 
 
 def test_replace_finds_the_part():
-    changed = Config().replace(n_neighbors=6, epochs=3)
-    assert changed.graph.n_neighbors == 6
+    changed = Config().replace(n_neighbors=9, epochs=3)
+    assert changed.graph.n_neighbors == 9
     assert changed.train.epochs == 3
-    assert Config().graph.n_neighbors != 6
+    assert Config().graph.n_neighbors != 9
     with pytest.raises(InputError, match="unknown setting 'neighbours'.*n_neighbors"):
         Config().replace(neighbours=6)
 

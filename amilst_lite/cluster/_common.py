@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils.validation import check_array
 
 from ..errors import InputError, NotFittedError
+from ..runtime import threads_for
 
 try:  # scikit-learn >= 1.6
     from sklearn.utils.validation import validate_data
@@ -83,22 +82,10 @@ def _check_tensor(estimator: Any, X: torch.Tensor, *, reset: bool) -> torch.Tens
     return X.contiguous()
 
 
-def check_vector(values: Any, n: int, name: str) -> np.ndarray:
-    """Check one value per observation; raise `InputError` otherwise."""
-    values = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
-    vector = check_array(values, ensure_2d=False, dtype=None, ensure_min_samples=0)
-    if vector.shape != (n,):
-        raise InputError(f"{name} must hold one value for each of the {n} rows; found shape {vector.shape}.")
-    return vector
-
-
 def check_number(name: str, value: Any, low: float, *, integer: bool = False, strict: bool = False) -> None:
     """Check that a parameter is a number at or (``strict``) above ``low``; raise `InputError` otherwise."""
-    kind = Integral if integer else Real
-    fits = (
-        isinstance(value, kind) and not isinstance(value, bool) and (value > low if strict else value >= low)
-    )
-    if not fits:
+    number = isinstance(value, Integral if integer else Real) and not isinstance(value, bool)
+    if not number or not (float(value) > low if strict else float(value) >= low):
         what = "an integer" if integer else "a number"
         raise InputError(f"{name} must be {what} {'>' if strict else '>='} {low:g}; found {value!r}.")
 
@@ -119,6 +106,11 @@ def base_seed(random_state: int | None) -> int:
     return int(random_state)
 
 
+def threads_for_products(multiplications: float) -> AbstractContextManager[None]:
+    """`threads_for` a step of so many multiplications; a row counts for ten thousand, as in a network."""
+    return threads_for(int(multiplications // 10_000))
+
+
 def wide_float(device: torch.device) -> torch.dtype:
     """The widest float of ``device``: float64, but float32 on Apple's mps, which has no other."""
     return torch.float32 if device.type == "mps" else torch.float64
@@ -129,36 +121,6 @@ def row_blocks(n_rows: int, width: int, device: torch.device = CPU) -> Iterator[
     step = max(256, (_CPU_BLOCK if device.type == "cpu" else _DEVICE_BLOCK) // max(width, 1))
     for start in range(0, n_rows, step):
         yield slice(start, min(start + step, n_rows))
-
-
-_limits = threading.Lock()
-_limited = 0
-_threads_before = 0
-
-
-@contextmanager
-def one_thread(work: float) -> Iterator[None]:
-    """Run on one of torch's CPU threads if a step of ``work`` multiplications is a small one, below 5e8.
-
-    Handing a few milliseconds' work to a second thread and waiting for it gains little, and costs many
-    times that when other programs hold the processor. The caller's number of threads is put back.
-    """
-    global _limited, _threads_before
-    if work > 5e8:
-        yield
-        return
-    with _limits:  # fits in several Python threads: the first sets, the last puts back
-        if _limited == 0:
-            _threads_before = torch.get_num_threads()
-            torch.set_num_threads(1)
-        _limited += 1
-    try:
-        yield
-    finally:
-        with _limits:
-            _limited -= 1
-            if _limited == 0:
-                torch.set_num_threads(_threads_before)
 
 
 def column_moments(X: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,7 +15,7 @@ import torch
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 
 from ..errors import AmilstWarning, InputError
-from ..runtime import make_generator, resolve_device
+from ..runtime import make_generator, resolve_device, threads_for
 from ._common import (
     affine,
     base_seed,
@@ -23,8 +23,8 @@ from ._common import (
     check_matrix,
     check_number,
     column_moments,
-    one_thread,
     row_blocks,
+    threads_for_products,
     wide_float,
 )
 
@@ -298,16 +298,22 @@ class KMeans(TransformerMixin, ClusterMixin, BaseEstimator):
             raise InputError(f"n_samples={n} should be >= n_clusters={self.n_clusters}.")
         device = resolve_device(self.device)
         generator = make_generator(base_seed(self.random_state))
-        mean, variance = column_moments(matrix)
-        scale = float(variance.mean().sqrt()) or 1.0
-        work = torch.empty(n, d, device=device)
-        affine(matrix, mean, torch.eye(d) / scale, out=work)
-        tol = float(self.tol) * float(variance.mean()) / scale**2
-
-        with one_thread(max(min(n, self._search_size()) * self.n_init, n) * self.n_clusters * d):
-            centres = self._search(work, tol, generator)
-        self.cluster_centers_ = centres.cpu().double().numpy() * scale + mean.cpu().double().numpy()
-        self._settle(matrix)
+        with threads_for_products(max(min(n, self._search_size()) * self.n_init, n) * self.n_clusters * d):
+            mean, variance = column_moments(matrix)
+            # in units of the mean standard deviation, in which ``tol`` is as it stands
+            scale = float(variance.mean().sqrt()) or 1.0
+            work = torch.empty(n, d, device=device)
+            affine(matrix, mean, torch.eye(d) / scale, out=work)
+            centres = self._search(work, float(self.tol), generator)
+            self.cluster_centers_ = centres.cpu().double().numpy() * scale + mean.cpu().double().numpy()
+            n_empty = self._settle(matrix)
+        if n_empty:
+            warnings.warn(
+                f"{self.n_clusters} clusters were asked for, but there are only {self.n_clusters - n_empty} "
+                "distinct rows; the other clusters are empty. Ask for fewer clusters.",
+                AmilstWarning,
+                stacklevel=2,
+            )
         return self
 
     def _search_size(self) -> int:
@@ -327,8 +333,11 @@ class KMeans(TransformerMixin, ClusterMixin, BaseEstimator):
         centres, _, self.n_iter_ = lloyd(work, centres[None], self.max_iter, tol)
         return centres[0]
 
-    def _settle(self, matrix: torch.Tensor) -> None:
-        """Set ``labels_`` and ``inertia_``; an empty cluster takes the row farthest from its centre."""
+    def _settle(self, matrix: torch.Tensor) -> int:
+        """Set ``labels_`` and ``inertia_``; return how many clusters have to stay empty.
+
+        An empty cluster takes the row farthest from its centre, if it is not on it.
+        """
         for _ in range(self.n_clusters):
             self.labels_, distances = self._nearest(matrix)
             empty = np.flatnonzero(np.bincount(self.labels_, minlength=self.n_clusters) == 0)
@@ -336,13 +345,7 @@ class KMeans(TransformerMixin, ClusterMixin, BaseEstimator):
                 break
             self.cluster_centers_[empty[0]] = matrix[int(distances.argmax())].cpu().double().numpy()
         self.inertia_ = float(distances.sum())
-        if len(empty):
-            warnings.warn(
-                f"{self.n_clusters} clusters were asked for, but there are only {self.n_clusters - len(empty)} "
-                "distinct rows; the other clusters are empty. Ask for fewer clusters.",
-                AmilstWarning,
-                stacklevel=3,
-            )
+        return len(empty)
 
     def _check_parameters(self) -> None:
         check_number("n_clusters", self.n_clusters, 1, integer=True)
@@ -366,9 +369,10 @@ class KMeans(TransformerMixin, ClusterMixin, BaseEstimator):
         """Nearest centre of each row, the first of equals, and the squared distance to it."""
         labels = np.empty(len(matrix), dtype=np.int64)
         nearest = np.empty(len(matrix))
-        for rows, distances in self._distances(matrix):
-            smallest, index = distances.min(0)
-            labels[rows], nearest[rows] = index.cpu().numpy(), smallest.cpu().numpy()
+        with threads_for(len(matrix)):
+            for rows, distances in self._distances(matrix):
+                smallest, index = distances.min(0)
+                labels[rows], nearest[rows] = index.cpu().numpy(), smallest.cpu().numpy()
         return labels, nearest
 
     def predict(self, X: Any) -> np.ndarray:

@@ -19,7 +19,7 @@ import torch
 from sklearn.base import BaseEstimator, DensityMixin
 
 from ..errors import AmilstWarning, InputError
-from ..runtime import make_generator, resolve_device
+from ..runtime import make_generator, resolve_device, threads_for
 from . import covariance as models
 from ._common import (
     affine,
@@ -28,9 +28,9 @@ from ._common import (
     check_matrix,
     check_number,
     column_moments,
-    one_thread,
     row_blocks,
     scatter,
+    threads_for_products,
     wide_float,
 )
 from .covariance import Parameters, Setting, WorkingScale
@@ -103,7 +103,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
     n_parameters_ : int
         Free parameters, as mclust counts them.
     restart_log_likelihoods_ : ndarray of shape (n_init,)
-        Log-likelihood of each restart when it was given up or won, on the rows the restarts competed on.
+        Log-likelihood of each restart (less the prior's penalty) when it was given up or went on to the end,
+        on the rows the restarts competed on; in float32, so good to six digits. NaN after ``init``.
     n_features_in_ : int
     """
 
@@ -169,7 +170,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         device = resolve_device(self.device)
         generator = make_generator(base_seed(self.random_state))
         competing = min(n, self._search_size()) * self.n_init
-        with one_thread(max(competing, n) * self.n_components * models.n_features(model, d)):
+        with threads_for_products(max(competing, n) * self.n_components * models.n_features(model, d)):
             rows, setting = self._to_working(matrix, model, device)
             if init is None:
                 starts, tol = self._search(matrix, rows, setting, generator)
@@ -192,24 +193,21 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         generator: torch.Generator,
     ) -> np.ndarray:
         """Run the first of ``starts`` that leaves no component without rows to the end; return the labels."""
-        most, best = 0, None
+        finished: list[tuple[int, Fits]] = []
         for start in torch.arange(len(tol)).split(1)[:_TRIED]:
             fits = self._run(rows, starts[start], setting, tol[start], generator)
             labels = self._set_fitted(fits, setting, matrix)
-            n_found = len(np.unique(labels))
-            if n_found > most:
-                most, best = n_found, fits
-            if n_found == self.n_components:
-                break
-        else:
-            warnings.warn(
-                f"{self.n_components} components were asked for, but only {most} are the most probable one of "
-                "any row. Ask for fewer components, or for more restarts (n_init).",
-                AmilstWarning,
-                stacklevel=4,
-            )
-            labels = self._set_fitted(best, setting, matrix)
-        return labels
+            finished.append((len(np.unique(labels)), fits))
+            if finished[-1][0] == self.n_components:
+                return labels
+        most, fits = max(finished, key=lambda pair: pair[0])  # the first of equals
+        warnings.warn(
+            f"{self.n_components} components were asked for, but only {most} are the most probable one of any "
+            "row. Ask for fewer components, or for more restarts (n_init).",
+            AmilstWarning,
+            stacklevel=4,
+        )
+        return self._set_fitted(fits, setting, matrix)
 
     def _to_working(self, matrix: torch.Tensor, model: str, device: torch.device) -> tuple[Rows, Setting]:
         """The rows in the model's working scale, and what EM needs to know about them."""
@@ -228,7 +226,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
     def _search(
         self, matrix: torch.Tensor, rows: Rows, setting: Setting, generator: torch.Generator
     ) -> tuple[Parameters, torch.Tensor]:
-        """The best restarts, the preferred one first, and their tolerances; on a subsample where there are many rows.
+        """The best restarts, the preferred one first, and their tolerances; by a subsample of many rows.
 
         As Biernacki, Celeux and Govaert (2003) advise, all run for a few steps and only the best go on.
         """
@@ -338,8 +336,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         elif given.shape == (n, self.n_components) and bool((given >= 0).all() & (given.sum(1) > 0).all()):
             return given / given.sum(1, keepdim=True)
         raise InputError(
-            f"init must hold {n} integer labels from 0 to {self.n_components - 1}, or responsibilities of shape "
-            f"({n}, {self.n_components}), not negative and none of the rows zero; found {tuple(given.shape)}."
+            f"init must hold {n} integer labels from 0 to {self.n_components - 1}, or responsibilities of "
+            f"shape ({n}, {self.n_components}), not negative and no row zero; found {tuple(given.shape)}."
         )
 
     def _log_joint(self, matrix: torch.Tensor) -> torch.Tensor:
@@ -361,7 +359,9 @@ class GaussianMixture(DensityMixin, BaseEstimator):
 
     def _checked_log_joint(self, X: Any) -> torch.Tensor:
         check_fitted(self, "means_")
-        return self._log_joint(check_matrix(self, X, reset=False))
+        matrix = check_matrix(self, X, reset=False)
+        with threads_for(len(matrix)):
+            return self._log_joint(matrix)
 
     def predict(self, X: Any) -> np.ndarray:
         """Most probable component of each row of ``X``, the first of equals; (n_samples,), int64."""
@@ -421,7 +421,7 @@ def _for_dtype(setting: Setting, dtype: torch.dtype) -> Setting:
 
 
 def _best(results: torch.Tensor, contenders: torch.Tensor, n_kept: int, always: int) -> torch.Tensor:
-    """The ``n_kept`` contenders of highest objective, in their own order, and the first ``always`` in any case."""
+    """The ``n_kept`` contenders of highest objective, and the first ``always`` in any case, in order."""
     order = torch.sort(results[contenders], descending=True, stable=True).indices
     kept = contenders[order[:n_kept]]
     return torch.unique(torch.cat([kept, contenders[:always]]))

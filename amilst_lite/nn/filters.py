@@ -21,7 +21,9 @@ from .sparse import SymmetricAdjacency, propagate
 
 __all__ = ["wiener_filter"]
 
-_PROBES = 32  # random vectors for the density of frequencies (Hutchinson 1990)
+# Random vectors for the density of frequencies (Hutchinson 1990): their error falls with the number of
+# spots, so that small sections take more of them, for next to nothing.
+_LEAST_PROBES, _MOST_PROBES, _PROBE_ENTRIES = 32, 512, 500_000
 _GRID = 1025  # points in arccos(eigenvalue) at which a filter is tabulated
 
 
@@ -64,7 +66,8 @@ def wiener_filter(
     mean = features.mean(0)
     root = _root_degrees(adjacency)[:, None]  # (N, 1)
     signal = (features - mean) * root
-    probes = torch.empty(len(features), _PROBES).bernoulli_(0.5, generator=make_generator(seed))
+    n_probes = min(max(_LEAST_PROBES, _PROBE_ENTRIES // len(features)), _MOST_PROBES)
+    probes = torch.empty(len(features), n_probes).bernoulli_(0.5, generator=make_generator(seed))
     probes = probes.mul_(2).sub_(1).to(features.device)  # drawn on the CPU: the same on every device
     energy = _chebyshev_moments(adjacency, signal, degree)  # (degree + 1, C)
     density = _chebyshev_moments(adjacency, probes, degree).mean(1)  # (degree + 1,)
