@@ -32,6 +32,7 @@ def test_neighbour_graph_counts_directions():
     np.testing.assert_array_equal(graph.toarray(), directed + directed.T)
 
 
+@pytest.mark.slow  # pynndescent compiles for half a minute
 def test_neighbour_graph_of_many_spots_is_nearly_exact(monkeypatch):
     X, _ = blobs(n=400)
     exact = neighbor_graph(X, 10)
