@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +23,8 @@ except ImportError:  # pragma: no cover - the same check, where older versions k
         """Check ``X`` and the names and number of its columns."""
         return estimator._validate_data(X, **options)
 
+
+T = TypeVar("T")
 
 CPU = torch.device("cpu")
 _CPU_BLOCK, _DEVICE_BLOCK = 1 << 19, 1 << 25
@@ -106,45 +110,84 @@ def base_seed(random_state: int | None) -> int:
     return int(random_state)
 
 
-def threads_for_products(multiplications: float) -> AbstractContextManager[None]:
-    """`threads_for` a step of so many multiplications; a row counts for ten thousand, as in a network."""
-    return threads_for(int(multiplications // 10_000))
-
-
 def wide_float(device: torch.device) -> torch.dtype:
     """The widest float of ``device``: float64, but float32 on Apple's mps, which has no other."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def row_blocks(n_rows: int, width: int, device: torch.device = CPU) -> Iterator[slice]:
-    """Slices over ``n_rows``, so that a block of ``width`` columns is as large as serves ``device`` best."""
+_POOL: ContextVar[ThreadPoolExecutor | None] = ContextVar("amilst_lite_block_threads", default=None)
+
+
+@contextmanager
+def block_threads() -> Iterator[None]:
+    """Within: as many blocks are worked on at a time as torch has threads, each by one thread.
+
+    Torch's own way, several threads inside every operation, makes them wait for each other dozens of times
+    a millisecond: where other programs hold a core, a hundred times slower was measured. The sums do not
+    depend on the number of threads either.
+    """
+    workers = torch.get_num_threads()
+    with threads_for(0):
+        if workers == 1:
+            yield
+            return
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            token = _POOL.set(pool)
+            try:
+                yield
+            finally:
+                _POOL.reset(token)
+
+
+def over_blocks(
+    function: Callable[[slice], T], n_rows: int, width: int, device: torch.device = CPU
+) -> Iterator[T]:
+    """``function`` of slices over ``n_rows``, in order.
+
+    A block of ``width`` columns is as large as serves ``device`` best. Within `block_threads`, blocks on a
+    CPU are worked on side by side.
+    """
     step = max(256, (_CPU_BLOCK if device.type == "cpu" else _DEVICE_BLOCK) // max(width, 1))
-    for start in range(0, n_rows, step):
-        yield slice(start, min(start + step, n_rows))
+    blocks = [slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]
+    pool = _POOL.get()
+    if pool is None or len(blocks) == 1 or device.type != "cpu":
+        return map(function, blocks)
+    return pool.map(function, blocks)
+
+
+def sum_over_blocks(
+    function: Callable[[slice], tuple[torch.Tensor, ...]], n_rows: int, width: int, device: torch.device = CPU
+) -> tuple[torch.Tensor, ...]:
+    """Sums of what ``function`` returns for `over_blocks`, in the widest float."""
+    totals: tuple[torch.Tensor, ...] = ()
+    for parts in over_blocks(function, n_rows, width, device):
+        if not totals:
+            totals = tuple(part.to(wide_float(device), copy=True) for part in parts)
+        else:
+            for total, part in zip(totals, parts, strict=True):
+                total += part
+    return totals
 
 
 def column_moments(X: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and variance (ddof 0) of the columns of (n, d) ``X``, in the widest float; each (d,)."""
+    n, d = X.shape
     wide = wide_float(X.device)
-    mean = torch.zeros(X.shape[1], dtype=wide, device=X.device)
-    for rows in row_blocks(X.shape[0], X.shape[1], X.device):
-        mean += X[rows].to(wide).sum(0)
-    mean /= X.shape[0]
-    variance = torch.zeros_like(mean)
-    for rows in row_blocks(X.shape[0], X.shape[1], X.device):
-        variance += (X[rows].to(wide) - mean).square().sum(0)
-    return mean, variance / X.shape[0]
+    mean = sum_over_blocks(lambda rows: (X[rows].to(wide).sum(0),), n, d, X.device)[0] / n
+    squares = sum_over_blocks(lambda rows: ((X[rows].to(wide) - mean).square().sum(0),), n, d, X.device)[0]
+    return mean, squares / n
 
 
 def scatter(X: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     """Sum over the rows of (x − shift)(x − shift)ᵀ: (d, d) in the widest float."""
     wide = wide_float(X.device)
     shift = shift.to(X.device, wide)
-    total = torch.zeros(X.shape[1], X.shape[1], dtype=wide, device=X.device)
-    for rows in row_blocks(X.shape[0], X.shape[1], X.device):
+
+    def products(rows: slice) -> tuple[torch.Tensor]:
         centred = X[rows].to(wide) - shift
-        total += centred.T @ centred
-    return total
+        return (centred.T @ centred,)
+
+    return sum_over_blocks(products, len(X), X.shape[1], X.device)[0]
 
 
 def affine(X: torch.Tensor, shift: torch.Tensor, matrix: torch.Tensor, out: torch.Tensor) -> None:
@@ -155,5 +198,9 @@ def affine(X: torch.Tensor, shift: torch.Tensor, matrix: torch.Tensor, out: torc
     """
     wide = wide_float(X.device)
     shift, matrix = shift.to(X.device, wide), matrix.to(X.device, wide)
-    for rows in row_blocks(X.shape[0], X.shape[1], X.device):
+
+    def write(rows: slice) -> None:
         out[rows] = ((X[rows].to(wide) - shift) @ matrix).to(out.device, out.dtype)
+
+    for _ in over_blocks(write, len(X), X.shape[1], X.device):
+        pass

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -46,6 +47,10 @@ TIED = ("tied_spherical", "tied_diag", "tied")
 
 _DEAD_VARIANCE = 1e-8
 """Directions of the standardised columns with less variance than this are lost in float32 anyway."""
+
+
+_STRIP = 8
+"""Columns whose products with the others are made at a time."""
 
 
 def canonical_model(name: str) -> str:
@@ -216,15 +221,38 @@ def features(base: torch.Tensor, model: str) -> torch.Tensor:
     phi = base.new_empty(n_features(model, d), base.shape[1])
     phi[: 1 + d] = base
     place = 1 + d
-    for i in range(d):
-        torch.mul(Z[i], Z[i:], out=phi[place : place + d - i])
-        place += d - i
+    for start in range(0, d, _STRIP):
+        stop = min(start + _STRIP, d)
+        size = (stop - start) * (d - start)
+        torch.mul(
+            Z[start:stop, None],
+            Z[None, start:],
+            out=phi[place : place + size].view(stop - start, d - start, -1),
+        )
+        place += size
     return phi
+
+
+@cache
+def _pairs(d: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Columns i and j of the products z_i z_j in the order of phi.
+
+    They come in strips of `_STRIP` columns i with every j from the strip's first on, so that one operation
+    makes a whole strip; the few with i > j are there twice, and not used.
+    """
+    strips = [
+        torch.cartesian_prod(torch.arange(start, min(start + _STRIP, d)), torch.arange(start, d))
+        for start in range(0, d, _STRIP)
+    ]
+    pairs = torch.cat([strip.view(-1, 2) for strip in strips])
+    return pairs[:, 0], pairs[:, 1]
 
 
 def n_features(model: str, d: int) -> int:
     """F, the length of phi."""
-    return 1 + d + {"spherical": 1, "diag": d, "full": d * (d + 1) // 2}.get(model, 0)
+    if model == "full":
+        return 1 + d + len(_pairs(d)[0])
+    return 1 + d + {"spherical": 1, "diag": d}.get(model, 0)
 
 
 def maximise(moments: torch.Tensor, setting: Setting) -> Parameters:
@@ -254,10 +282,12 @@ def maximise(moments: torch.Tensor, setting: Setting) -> Parameters:
 
 
 def _unpack(d: int) -> torch.Tensor:
-    """Where entry (i, j) of a symmetric matrix stands among its products i <= j: (d, d)."""
-    first, second = torch.triu_indices(d, d)
+    """Where entry (i, j) of a symmetric matrix stands among the products: (d, d)."""
+    first, second = _pairs(d)
+    used = torch.nonzero(first <= second).flatten()
+    first, second = first[used], second[used]
     position = torch.empty(d, d, dtype=torch.long)
-    position[first, second] = position[second, first] = torch.arange(len(first))
+    position[first, second] = position[second, first] = used
     return position
 
 
@@ -306,9 +336,10 @@ def natural(parameters: Parameters, setting: Setting) -> tuple[torch.Tensor, tor
             besides -= 0.5 * (precision * setting.scatter).sum((1, 2))
         else:
             linear = (precision @ means[..., None])[..., 0]
-            first, second = torch.triu_indices(d, d)
-            # an entry off the diagonal stands for itself and for its mirror image
-            quadratic = precision[..., first, second] * torch.where(first == second, -0.5, -1.0).double()
+            first, second = _pairs(d)
+            # an entry above the diagonal stands for itself and for its mirror image
+            share = torch.where(first == second, -0.5, torch.where(first < second, -1.0, 0.0)).double()
+            quadratic = precision[..., first, second] * share
     else:
         shape = {"tied_spherical": (-1, 1, 1), "spherical": (*weights.shape, 1), "tied_diag": (-1, 1, d)}
         variances = covariances.reshape(shape.get(model, covariances.shape))

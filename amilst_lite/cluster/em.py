@@ -6,13 +6,13 @@ converged leave the batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from ._common import row_blocks, wide_float
+from ._common import sum_over_blocks
 from .agglomeration import MAX_ROWS, agglomerate
 from .covariance import TIED, Parameters, Setting, features, maximise, n_features, natural
 from .kmeans import assign, improve, lloyd, plus_plus
@@ -36,16 +36,29 @@ class Rows:
         self.n = base.shape[1]
         self._kept: dict[torch.dtype, torch.Tensor] = {}
 
-    def blocks(self, n_rows: int, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Blocks of phi (F, b) for products with ``n_rows`` rows, and where they stand."""
+    def sum(
+        self,
+        function: Callable[[slice, torch.Tensor], tuple[torch.Tensor, ...]],
+        n_rows: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> list[torch.Tensor]:
+        """Sums over blocks of spots of what ``function`` makes of the spots and their phi (F, b).
+
+        ``n_rows`` is that of the largest thing that ``function`` makes; the sums are in the widest float of
+        the device, returned as float64 on the CPU.
+        """
         phi = self._kept.get(dtype)
         if phi is None and self.model not in TIED and self.n * self.width <= _CACHED_ELEMENTS:
             phi = self._kept[dtype] = features(self.base.to(dtype), self.model)
-        for spots in row_blocks(self.n, max(n_rows, self.width), self.base.device):
-            if phi is None:
-                yield spots, features(self.base[:, spots].to(dtype), self.model)
-            else:
-                yield spots, phi[:, spots]
+
+        def of_block(spots: slice) -> tuple[torch.Tensor, ...]:
+            # contiguous: rows of a block that are megabytes apart make every product twice as slow
+            if phi is not None:
+                return function(spots, phi[:, spots].contiguous())
+            return function(spots, features(self.base[:, spots].to(dtype).contiguous(), self.model))
+
+        sums = sum_over_blocks(of_block, self.n, max(n_rows, self.width), self.base.device)
+        return [total.cpu().double() for total in sums]
 
     def expect(self, eta: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """The E-step and the sums the M-step needs, in one pass over the rows.
@@ -55,7 +68,7 @@ class Rows:
         eta : torch.Tensor of shape (R, K, F)
             Natural parameters, float64 on the CPU.
         dtype : torch.dtype
-            Of the products; sums over blocks are kept in the widest float of the device.
+            Of the products.
 
         Returns
         -------
@@ -65,36 +78,37 @@ class Rows:
             Log of the summed exp(eta · phi), summed over the rows; float64 on the CPU.
         """
         n_restarts, n_components, width = eta.shape
-        device = self.base.device
-        flat = eta.reshape(-1, width).to(dtype).to(device)
-        moments = torch.zeros(flat.shape, dtype=wide_float(device), device=device)
-        log_likelihood = torch.zeros(n_restarts, dtype=wide_float(device), device=device)
-        for _, phi in self.blocks(len(flat), dtype):
+        flat = eta.reshape(-1, width).to(dtype).to(self.base.device)
+
+        def e_step(_: slice, phi: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             joint = (flat @ phi).view(n_restarts, n_components, -1)  # (R, K, b)
             top = joint.amax(1, keepdim=True)
             # exp is many times slower where it underflows, and e^-80 is as good as nothing
             joint.sub_(top).clamp_(min=-80).exp_()
             norm = joint.sum(1, keepdim=True)
             joint.div_(norm)
-            log_likelihood += norm.log_().add_(top).sum((1, 2))
-            moments += joint.flatten(0, 1) @ phi.T
-        return moments.view(eta.shape).cpu().double(), log_likelihood.cpu().double()
+            return joint.flatten(0, 1) @ phi.T, norm.log_().add_(top).sum((1, 2))
+
+        moments, log_likelihood = self.sum(e_step, len(flat), dtype)
+        return moments.view(eta.shape), log_likelihood
 
     def hard_moments(self, labels: torch.Tensor, n_components: int) -> torch.Tensor:
-        """Summed phi of each component when every row belongs to one, or to none (−1): (R, n) to (R, K, F)."""
+        """Summed phi of each component when every row is in one, or in none (−1): (R, n) to (R, K, F)."""
         index = torch.arange(n_components, device=self.base.device)[:, None]
-        moments = torch.zeros((), dtype=wide_float(self.base.device), device=self.base.device)
-        for spots, phi in self.blocks(labels.shape[0] * n_components, self.base.dtype):
+
+        def m_step(spots: slice, phi: torch.Tensor) -> tuple[torch.Tensor]:
             one_hot = (labels[:, None, spots] == index).to(phi.dtype)  # (R, K, b)
-            moments = moments + (one_hot @ phi.T).to(moments.dtype)
-        return moments.cpu().double()
+            return (one_hot @ phi.T,)
+
+        return self.sum(m_step, len(labels) * n_components)[0]
 
     def soft_moments(self, responsibilities: torch.Tensor) -> torch.Tensor:
         """Summed phi weighted by responsibilities (n, K), on the device: (1, K, F)."""
-        moments = torch.zeros((), dtype=wide_float(self.base.device), device=self.base.device)
-        for spots, phi in self.blocks(responsibilities.shape[1], self.base.dtype):
-            moments = moments + (responsibilities[spots].T.to(phi.dtype) @ phi.T).to(moments.dtype)
-        return moments[None].cpu().double()
+
+        def m_step(spots: slice, phi: torch.Tensor) -> tuple[torch.Tensor]:
+            return (responsibilities[spots].T.to(phi.dtype) @ phi.T,)
+
+        return self.sum(m_step, responsibilities.shape[1])[0][None]
 
 
 @dataclass

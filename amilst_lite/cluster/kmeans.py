@@ -7,7 +7,7 @@ Sohler 2019 (swaps of one centre, which leave a bad local optimum).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,16 +15,17 @@ import torch
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 
 from ..errors import AmilstWarning, InputError
-from ..runtime import make_generator, resolve_device, threads_for
+from ..runtime import make_generator, resolve_device
 from ._common import (
     affine,
     base_seed,
+    block_threads,
     check_fitted,
     check_matrix,
     check_number,
     column_moments,
-    row_blocks,
-    threads_for_products,
+    over_blocks,
+    sum_over_blocks,
     wide_float,
 )
 
@@ -101,24 +102,23 @@ def assign(
     """
     n, d = X.shape
     n_restarts, n_clusters, _ = centres.shape
-    wide = wide_float(X.device)
     flat = centres.reshape(-1, d)
     offsets = flat.square().sum(1)[:, None]
     labels = torch.empty(n_restarts, n, dtype=torch.int32, device=X.device)
     distances = X.new_empty(n_restarts, n)
-    counts = torch.zeros(n_restarts * n_clusters, dtype=wide, device=X.device)
-    sums = torch.zeros(n_restarts * n_clusters, d, dtype=wide, device=X.device)
     index = torch.arange(n_clusters, device=X.device)[:, None]
+
     # the clusters run along the rows and the spots along the columns: minima over clusters
     # then vectorise, which they do not over a short last dimension
-    for rows in row_blocks(n, flat.shape[0], X.device):
+    def assign_block(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
         block = X[rows]
         scores = torch.addmm(offsets, flat, block.T, alpha=-2).view(n_restarts, n_clusters, -1)
         distances[:, rows], nearest = scores.min(1)
         labels[:, rows] = nearest
         one_hot = (nearest[:, None] == index).to(X.dtype).flatten(0, 1)  # (R K, b)
-        counts += one_hot.sum(1)
-        sums += one_hot @ block
+        return one_hot.sum(1), one_hot @ block
+
+    counts, sums = sum_over_blocks(assign_block, n, len(flat), X.device)
     return labels, distances, counts.view(n_restarts, n_clusters), sums.view(n_restarts, n_clusters, d)
 
 
@@ -153,7 +153,8 @@ def lloyd(
         moved = (sums / counts.clamp(min=1)[..., None]).to(X.dtype)
         moved = _fill_empty(X, moved, counts, distances)
         shift = (moved - centres[active]).square().sum((1, 2))
-        inertia[active] = total + distances.sum(1, dtype=total.dtype)
+        # rounding can take it below zero where every row lies on its centre
+        inertia[active] = (total + distances.sum(1, dtype=total.dtype)).clamp(min=0)
         centres[active] = moved
         active = active[shift > tol]
         if len(active) == 0:
@@ -298,7 +299,7 @@ class KMeans(TransformerMixin, ClusterMixin, BaseEstimator):
             raise InputError(f"n_samples={n} should be >= n_clusters={self.n_clusters}.")
         device = resolve_device(self.device)
         generator = make_generator(base_seed(self.random_state))
-        with threads_for_products(max(min(n, self._search_size()) * self.n_init, n) * self.n_clusters * d):
+        with block_threads():
             mean, variance = column_moments(matrix)
             # in units of the mean standard deviation, in which ``tol`` is as it stands
             scale = float(variance.mean().sqrt()) or 1.0
@@ -355,24 +356,31 @@ class KMeans(TransformerMixin, ClusterMixin, BaseEstimator):
         if self.batch_size is not None:
             check_number("batch_size", self.batch_size, self.n_clusters, integer=True)
 
-    def _distances(self, matrix: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Blocks of squared distances (n_clusters, b), in the widest float, and where they stand."""
+    def _distances(self, matrix: torch.Tensor, use: Callable[[slice, torch.Tensor], None]) -> None:
+        """Hand blocks of squared distances (n_clusters, b), in the widest float, to ``use``."""
         wide = wide_float(matrix.device)
-        shift = torch.from_numpy(self.cluster_centers_.mean(0))
-        centres = (torch.from_numpy(self.cluster_centers_) - shift).to(matrix.device, wide)
-        shift = shift.to(matrix.device, wide)
-        for rows in row_blocks(len(matrix), matrix.shape[1] + len(centres), matrix.device):
+        mean = torch.from_numpy(self.cluster_centers_.mean(0))
+        centres = (torch.from_numpy(self.cluster_centers_) - mean).to(matrix.device, wide)
+        shift = mean.to(matrix.device, wide)
+
+        def measure(rows: slice) -> None:
             block = matrix[rows].to(wide) - shift
-            yield rows, _squared_distances(block, block.square().sum(1), centres)
+            use(rows, _squared_distances(block, block.square().sum(1), centres))
+
+        with block_threads():
+            for _ in over_blocks(measure, len(matrix), matrix.shape[1] + len(centres), matrix.device):
+                pass
 
     def _nearest(self, matrix: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Nearest centre of each row, the first of equals, and the squared distance to it."""
         labels = np.empty(len(matrix), dtype=np.int64)
         nearest = np.empty(len(matrix))
-        with threads_for(len(matrix)):
-            for rows, distances in self._distances(matrix):
-                smallest, index = distances.min(0)
-                labels[rows], nearest[rows] = index.cpu().numpy(), smallest.cpu().numpy()
+
+        def use(rows: slice, distances: torch.Tensor) -> None:
+            smallest, index = distances.min(0)
+            labels[rows], nearest[rows] = index.cpu().numpy(), smallest.cpu().numpy()
+
+        self._distances(matrix, use)
         return labels, nearest
 
     def predict(self, X: Any) -> np.ndarray:
@@ -384,10 +392,13 @@ class KMeans(TransformerMixin, ClusterMixin, BaseEstimator):
         """Distances of the rows of ``X`` to the centres; (n_samples, n_clusters)."""
         check_fitted(self, "cluster_centers_")
         matrix = check_matrix(self, X, reset=False)
-        distances = np.empty((len(matrix), len(self.cluster_centers_)))
-        for rows, squared in self._distances(matrix):
-            distances[rows] = squared.sqrt().T.cpu().numpy()
-        return distances
+        out = np.empty((len(matrix), len(self.cluster_centers_)))
+
+        def use(rows: slice, distances: torch.Tensor) -> None:
+            out[rows] = distances.sqrt().T.cpu().numpy()
+
+        self._distances(matrix, use)
+        return out
 
     def score(self, X: Any, y: Any = None) -> float:
         """Minus the sum of squared distances of the rows of ``X`` to their nearest centres."""

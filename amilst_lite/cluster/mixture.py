@@ -19,18 +19,18 @@ import torch
 from sklearn.base import BaseEstimator, DensityMixin
 
 from ..errors import AmilstWarning, InputError
-from ..runtime import make_generator, resolve_device, threads_for
+from ..runtime import make_generator, resolve_device
 from . import covariance as models
 from ._common import (
     affine,
     base_seed,
+    block_threads,
     check_fitted,
     check_matrix,
     check_number,
     column_moments,
-    row_blocks,
+    over_blocks,
     scatter,
-    threads_for_products,
     wide_float,
 )
 from .covariance import Parameters, Setting, WorkingScale
@@ -169,8 +169,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
             )
         device = resolve_device(self.device)
         generator = make_generator(base_seed(self.random_state))
-        competing = min(n, self._search_size()) * self.n_init
-        with threads_for_products(max(competing, n) * self.n_components * models.n_features(model, d)):
+        with block_threads():
             rows, setting = self._to_working(matrix, model, device)
             if init is None:
                 starts, tol = self._search(matrix, rows, setting, generator)
@@ -352,15 +351,19 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         )
         origin = torch.from_numpy(shift).to(matrix.device, wide_float(matrix.device))
         out = torch.empty(len(weights), len(matrix), dtype=wide)
-        for rows in row_blocks(len(matrix), matrix.shape[1]):
+
+        def write(rows: slice) -> None:
             block = (matrix[rows].to(origin.dtype) - origin).to(device, wide)
             out[:, rows] = models.log_joint(block, weights, means, factors, model).cpu()
+
+        for _ in over_blocks(write, len(matrix), matrix.shape[1], device):
+            pass
         return out
 
     def _checked_log_joint(self, X: Any) -> torch.Tensor:
         check_fitted(self, "means_")
         matrix = check_matrix(self, X, reset=False)
-        with threads_for(len(matrix)):
+        with block_threads():
             return self._log_joint(matrix)
 
     def predict(self, X: Any) -> np.ndarray:
