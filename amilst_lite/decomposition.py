@@ -45,7 +45,8 @@ Columns = Callable[[], Iterable[tuple[slice, Any]]]
 """The same for blocks of columns of all rows, and where they stand."""
 
 _CPU_BLOCK, _DEVICE_BLOCK = 1 << 19, 1 << 25
-"""Entries of a dense block: on a CPU 2 MiB of float32, which stay in its cache."""
+"""Entries of a dense block, on a CPU 2 MiB of float32, which stay in its cache; at most eight times as
+many where there are so many columns that a block would have few rows."""
 _FLUSH = 16
 """Blocks whose products are summed before they go to float64."""
 _EXACT_SIDE = 3000
@@ -61,7 +62,7 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     Columns are brought to ``z = clip((x − mean) / scale, ±clip)``, z is centred once more where clipping
     moved its mean, and the components are the leading eigenvectors of its covariance (ddof 1).
 
-    A sparse matrix stays sparse: only the block of rows in hand (16 MiB) is made dense, so clipping, whose
+    A sparse matrix stays sparse: only the block of rows in hand (2 to 16 MiB) is made dense, so clipping, whose
     result at a zero, ``clip(−mean / scale)``, differs from column to column, is exact and needs no case of
     its own.
 
@@ -516,7 +517,7 @@ def _column_blocks(matrix: Any, elements: int) -> Columns:
 
 def _slices(n: int, width: int, elements: int) -> Iterator[slice]:
     # a product of many columns over few rows is a slow one
-    step = max(1, elements // max(width, 1), min(2 * width, 16 * elements // max(width, 1)))
+    step = max(1, elements // max(width, 1), min(2 * width, 8 * elements // max(width, 1)))
     for start in range(0, n, step):
         yield slice(start, min(start + step, n))
 

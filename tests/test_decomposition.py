@@ -1,139 +1,282 @@
-"""PCA against scikit-learn and the singular value decomposition."""
-
-import warnings
-
+import h5py
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import sparse
-from sklearn.decomposition import PCA as Theirs
+from sklearn.decomposition import PCA as SklearnPCA
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from amilst_lite import PCA
+import amilst_lite.decomposition as decomposition
+from amilst_lite.decomposition import PCA
 from amilst_lite.errors import InputError, NotFittedError
 
-
-def matrix(n=200, d=60, seed=0, density=0.3):
-    rng = np.random.default_rng(seed)
-    low = rng.gamma(1.0, 1.0, (n, 8)) @ rng.gamma(0.5, 1.0, (8, d))
-    return (rng.poisson(low) * (rng.random((n, d)) < density)).astype(np.float32)
+CUDA = pytest.param(
+    "cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA")]
+)
 
 
-@parametrize_with_checks([PCA(2)])
-def test_scikit_learn_checks(estimator, check):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        check(estimator)
+def counts(n, d, rank=6, zeros=0.6, seed=0):
+    """Non-negative, mostly zero, of low rank plus noise; columns of unlike scale."""
+    random = np.random.default_rng(seed)
+    low = random.gamma(1.0, 1.0, (n, rank)) @ random.gamma(1.0, 1.0, (rank, d))
+    X = (low + 0.1 * random.random((n, d))) * random.gamma(2.0, 1.0, d)
+    return np.where(random.random((n, d)) < zeros, 0, X)
+
+
+def dense_oracle(X, k, center, scale, clip):
+    """Components by the definition: standardise, clip, centre, SVD."""
+    z = X - X.mean(0) if center else X
+    if scale:
+        deviation = X.std(0, ddof=1)
+        z = z / np.where(deviation > 0, deviation, 1)
+    if clip is not None:
+        z = z.clip(-clip, clip)
+    if center:
+        z = z - z.mean(0)
+    _, singular, axes = np.linalg.svd(z, full_matrices=False)
+    return z, singular, axes[:k]
+
+
+@pytest.mark.filterwarnings("ignore::amilst_lite.errors.AmilstWarning")
+@parametrize_with_checks([PCA(), PCA(2, scale=True, clip=2.0, solver="randomized")])
+def test_follows_scikit_learn(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.parametrize("shape", [(300, 40), (40, 300)], ids=["tall", "wide"])
+@pytest.mark.parametrize("kind", ["array", "csr", "csc", "tensor"])
+@pytest.mark.parametrize(
+    ("center", "scale", "clip"),
+    [(True, False, None), (True, True, None), (True, True, 1.5), (False, False, None), (False, True, 1.0)],
+)
+def test_exact_solver_is_the_dense_formula(shape, kind, center, scale, clip):
+    X = counts(*shape)
+    z, singular, axes = dense_oracle(X, 5, center, scale, clip)
+    given_as = {
+        "array": X,
+        "csr": scipy.sparse.csr_matrix(X),
+        "csc": scipy.sparse.csc_array(X),
+        "tensor": torch.from_numpy(X),
+    }[kind]
+    pca = PCA(5, center=center, scale=scale, clip=clip, solver="exact").fit(given_as)
+    assert pca.solver_ == "exact"
+    assert np.allclose(pca.singular_values_, singular[:5], rtol=1e-9)
+    assert np.allclose(pca.explained_variance_, singular[:5] ** 2 / (len(X) - 1), rtol=1e-9)
+    assert np.allclose(pca.explained_variance_ratio_, singular[:5] ** 2 / (singular**2).sum(), rtol=1e-9)
+    signs = np.sign((pca.components_ * axes).sum(1))
+    assert np.allclose(pca.components_, axes * signs[:, None], atol=1e-8)
+    assert np.allclose(pca.transform(given_as), z @ axes.T * signs, atol=1e-7 * singular[0])
+
+
+@pytest.mark.parametrize("kind", ["array", "csr"])
+@pytest.mark.parametrize(
+    ("center", "scale", "clip"), [(True, False, None), (True, True, 1.5), (False, True, None)]
+)
+def test_randomized_solver_comes_near(kind, center, scale, clip):
+    X = counts(500, 200, zeros=0.2)
+    _, singular, _ = dense_oracle(X, 5, center, scale, clip)
+    pca = PCA(5, center=center, scale=scale, clip=clip, solver="randomized")
+    pca.fit(X if kind == "array" else scipy.sparse.csr_matrix(X))
+    assert np.allclose(pca.singular_values_, singular[:5], rtol=1e-3)
+    assert np.allclose(pca.explained_variance_ratio_, singular[:5] ** 2 / (singular**2).sum(), rtol=2e-3)
+    assert np.allclose(pca.components_ @ pca.components_.T, np.eye(5), atol=1e-10)
+
+
+def test_agrees_with_scikit_learn_in_float32():
+    X = counts(400, 60).astype(np.float32)
+    ours, theirs = PCA(8).fit(X), SklearnPCA(8, svd_solver="full").fit(X.astype(float))
+    assert ours.components_.dtype == ours.transform(X).dtype == np.float32
+    assert np.allclose(ours.explained_variance_, theirs.explained_variance_, rtol=1e-5)
+    assert np.allclose(np.abs((ours.components_ * theirs.components_).sum(1)), 1, atol=1e-5)
+    assert np.allclose(ours.mean_, theirs.mean_, rtol=1e-6)
 
 
 @pytest.mark.parametrize("solver", ["exact", "randomized"])
-@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix, sparse.csc_matrix, torch.from_numpy])
-@pytest.mark.parametrize("shape", [(200, 60), (40, 150)])
-def test_follows_scikit_learn(solver, form, shape):
-    X = matrix(*shape)
-    ours, theirs = PCA(6, solver=solver).fit(form(X)), Theirs(6, svd_solver="full").fit(X.astype(np.float64))
-    np.testing.assert_allclose(ours.explained_variance_, theirs.explained_variance_, rtol=2e-3)
-    np.testing.assert_allclose(ours.explained_variance_ratio_, theirs.explained_variance_ratio_, rtol=2e-3)
-    np.testing.assert_allclose(ours.singular_values_, theirs.singular_values_, rtol=2e-3)
-    np.testing.assert_allclose(ours.mean_, X.mean(0), rtol=1e-4, atol=1e-5)
-    cosines = np.abs((ours.components_[:3] * theirs.components_[:3]).sum(1))
-    np.testing.assert_allclose(cosines, 1, atol=5e-3)
-    scores = ours.transform(form(X))
-    np.testing.assert_allclose(scores, (X - X.mean(0)) @ ours.components_.T, rtol=1e-2, atol=5e-3)
+def test_far_from_the_origin(solver):
+    random = np.random.default_rng(0)
+    X = random.standard_normal((500, 4)) @ random.standard_normal((4, 20))
+    near, far = PCA(4, solver=solver).fit(X), PCA(4, solver=solver).fit(X + 1e7)
+    assert np.allclose(near.explained_variance_, far.explained_variance_, rtol=1e-6)
+    single = PCA(4, solver=solver).fit((X + 1000).astype(np.float32))
+    assert np.allclose(near.explained_variance_, single.explained_variance_, rtol=1e-3)
 
 
-@pytest.mark.parametrize("clip", [None, 1.5])
-@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix])
-def test_scaling_and_clipping_are_those_of_a_dense_matrix(form, clip):
-    X = matrix()
-    X[:, 4] = 2  # a constant column is centred and left at zero
-    dense = X - X.mean(0, dtype=np.float64)
-    spread = dense.std(0, ddof=1)
-    dense /= np.where(spread > 1e-9, spread, 1)
-    if clip is not None:
-        dense = np.clip(dense, -clip, clip)
-    ours = PCA(5, scale=True, clip=clip).fit(form(X))
-    values = np.linalg.svd(dense - dense.mean(0), compute_uv=False)[:5]
-    np.testing.assert_allclose(ours.singular_values_, values, rtol=2e-3)
+@pytest.mark.parametrize("solver", ["exact", "randomized"])
+@pytest.mark.parametrize("clip", [None, 2.0])
+def test_chunks_from_disk_are_the_matrix(tmp_path, solver, clip):
+    X = counts(700, 30)
+    options = {"scale": True, "clip": clip, "solver": solver}
+    whole = PCA(4, **options).fit(X)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["X"] = X
+        from_file = PCA(4, **options).fit_chunks(file["X"])
+        scores = from_file.transform_chunks(file["X"])
+    parts = [X[:100], scipy.sparse.csr_matrix(X[100:450]), X[450:]]
+    from_parts = PCA(4, **options).fit_chunks(lambda: iter(parts))
+    for pca in (from_file, from_parts):
+        assert np.allclose(pca.explained_variance_, whole.explained_variance_, rtol=1e-8)
+        assert np.allclose(pca.components_, whole.components_, atol=1e-7)
+        assert pca.n_samples_ == 700 and pca.n_features_in_ == 30
+    assert np.allclose(scores, whole.transform(X), atol=1e-6)
 
 
-def test_chunks_give_the_same_as_the_whole():
-    X = matrix()
-    whole = PCA(5, scale=True).fit(X)
-    chunked = PCA(5, scale=True).fit_chunks(
-        lambda: (sparse.csr_matrix(X[i : i + 50]) for i in range(0, 200, 50))
+def test_no_chunks_and_a_chunk_with_nan():
+    with pytest.raises(InputError, match="no row blocks"):
+        PCA(2).fit_chunks(lambda: iter([]))
+    with pytest.raises(InputError, match="NaN"):
+        PCA(2).fit_chunks(lambda: iter([np.ones((5, 3)), np.full((5, 3), np.nan)]))
+
+
+@pytest.mark.parametrize("shape", [(20_000, 500), (1500, 8000)], ids=["tall", "wide"])
+@pytest.mark.parametrize("solver", ["exact", "randomized"])
+def test_a_sparse_matrix_is_never_dense(monkeypatch, shape, solver):
+    X = scipy.sparse.random(*shape, density=0.01, format="csr", dtype=np.float32, random_state=0)
+    largest = 0
+    dense = decomposition._dense
+
+    def watched(block):
+        nonlocal largest
+        largest = max(largest, block.shape[0] * block.shape[1])
+        return dense(block)
+
+    monkeypatch.setattr(decomposition, "_dense", watched)
+    PCA(3, scale=True, clip=5.0, solver=solver).fit_transform(X)
+    assert 0 < largest <= 8 * decomposition._CPU_BLOCK < X.shape[0] * X.shape[1] / 2
+
+
+def test_sparse_and_dense_take_the_same_steps():
+    X = counts(200, 50)
+    ours = PCA(3, scale=True, clip=1.0).fit(X)
+    assert np.array_equal(
+        ours.components_, PCA(3, scale=True, clip=1.0).fit(scipy.sparse.csr_matrix(X)).components_
     )
-    np.testing.assert_allclose(np.abs(chunked.components_), np.abs(whole.components_), atol=2e-3)
-    np.testing.assert_allclose(chunked.explained_variance_, whole.explained_variance_, rtol=1e-3)
 
 
-def test_inverse_transform_recovers_a_matrix_of_low_rank():
-    rng = np.random.default_rng(0)
-    X = (rng.normal(size=(80, 4)) @ rng.normal(size=(4, 20)) + 5).astype(np.float32)
-    pca = PCA(4)
-    np.testing.assert_allclose(pca.inverse_transform(pca.fit_transform(X)), X, atol=1e-3)
-
-
-def test_signs_and_bits_repeat():
-    X = matrix()
-    first, second = PCA(5).fit(X), PCA(5).fit(X)
-    np.testing.assert_array_equal(first.components_, second.components_)
+@pytest.mark.parametrize("solver", ["exact", "randomized"])
+def test_same_seed_same_bits_and_no_global_generator_moved(solver):
+    X = counts(300, 80)
+    torch.manual_seed(3)
+    np.random.seed(3)  # noqa: NPY002 - the global generator is what is watched
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    first, second = (PCA(4, solver=solver, random_state=7).fit(X) for _ in range(2))
+    assert np.array_equal(first.components_, second.components_)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
     largest = np.abs(first.components_).argmax(1)
-    assert (first.components_[np.arange(5), largest] > 0).all()
-    flipped = PCA(5).fit(X[::-1].copy())
-    np.testing.assert_allclose(flipped.components_[:3], first.components_[:3], atol=5e-3)
+    assert (first.components_[np.arange(4), largest] > 0).all()
 
 
-def test_generators_are_left_alone():
-    state = torch.get_rng_state()
-    PCA(5, solver="randomized", random_state=3).fit(matrix())
-    assert torch.equal(torch.get_rng_state(), state)
+def test_the_callers_matrix_stays_as_it_was():
+    X = counts(100, 20)
+    for matrix in (X.copy(), scipy.sparse.csr_matrix(X), torch.from_numpy(X.copy())):
+        PCA(3, scale=True, clip=1.0).fit_transform(matrix)
+        values = matrix.toarray() if scipy.sparse.issparse(matrix) else np.asarray(matrix)
+        assert np.array_equal(values, X)
 
 
-def test_sparse_input_is_never_dense_as_a_whole():
-    import tracemalloc
-
-    X = sparse.random(20_000, 4_000, 0.002, format="csr", dtype=np.float32, random_state=0)  # dense: 320 MB
-    tracemalloc.start()
-    PCA(5, solver="randomized").fit(X)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 100e6
+def test_components_beyond_the_rank_are_still_orthonormal():
+    random = np.random.default_rng(0)
+    for shape in ((30, 12), (12, 30)):
+        X = random.standard_normal((shape[0], 2)) @ random.standard_normal((2, shape[1]))
+        pca = PCA(8).fit(X)
+        assert np.allclose(pca.components_ @ pca.components_.T, np.eye(8), atol=1e-8)
+        assert np.allclose(pca.explained_variance_[2:], 0, atol=1e-9)
 
 
-@settings(max_examples=20, deadline=None)
-@given(
-    n=st.integers(2, 30),
-    d=st.integers(1, 30),
-    k=st.integers(1, 10),
-    seed=st.integers(0, 99),
-    scale=st.booleans(),
-)
-def test_components_are_orthonormal_and_variances_fall(n, d, k, seed, scale):
-    X = np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
-    pca = PCA(min(k, n, d), scale=scale).fit(X)
-    assert np.isfinite(pca.components_).all()
-    rank = int((pca.explained_variance_ > 1e-4 * pca.explained_variance_[0]).sum())
-    kept = pca.components_[:rank]
-    np.testing.assert_allclose(kept @ kept.T, np.eye(rank), atol=1e-3)
-    assert (np.diff(pca.explained_variance_) <= 1e-5 * pca.explained_variance_[0]).all()
+def test_constant_columns():
+    X = counts(60, 6)
+    X[:, 2] = 0.1
+    pca = PCA(3, scale=True).fit(X)
+    assert pca.scale_[2] == 1
+    assert np.allclose(pca.components_[:, 2], 0, atol=1e-10)
+    nothing = PCA(2, scale=True).fit(np.full((10, 4), 0.1))
+    assert np.allclose(nothing.explained_variance_, 0) and np.isfinite(nothing.components_).all()
+
+
+def test_fewer_components_than_asked():
+    assert PCA(30).fit(counts(50, 8)).n_components_ == 8
+    assert PCA(30).fit(counts(8, 50)).components_.shape == (8, 50)
+
+
+def test_inverse_transform():
+    X = counts(80, 10)
+    for scale in (False, True):
+        pca = PCA(10, scale=scale).fit(X)
+        assert np.allclose(pca.inverse_transform(pca.transform(X)), X)
+    with pytest.raises(InputError, match="10 columns of scores"):
+        pca.inverse_transform(X[:, :3])
+
+
+def test_auto_takes_the_exact_way_where_it_is_cheap():
+    assert PCA(5).fit(counts(200, 30)).solver_ == "exact"
+    pca = PCA(5)
+    assert pca._choose_solver(1_000_000, 100, False) == "exact"
+    assert pca._choose_solver(100_000, 20_000, False) == "randomized"
+    assert pca._choose_solver(None, 2000, False) == "exact"
+    assert PCA(5, solver="randomized")._choose_solver(10, 10, False) == "randomized"
 
 
 @pytest.mark.parametrize(
-    ("data", "options"),
+    ("options", "message"),
     [
-        (np.full((10, 3), np.nan), {}),
-        (np.ones((10, 3)), {"n_components": 0}),
-        (np.ones((10, 3)), {"solver": "lucky"}),
+        ({"n_components": 0}, "n_components"),
+        ({"n_components": 2.5}, "n_components"),
+        ({"clip": -1.0}, "clip"),
+        ({"solver": "fast"}, "solver"),
+        ({"random_state": -1}, "random_state"),
+        ({"device": "toaster"}, "device"),
     ],
 )
-def test_wrong_input(data, options):
-    with pytest.raises(InputError):
-        PCA(**{"n_components": 2, **options}).fit(data)
+def test_parameters_out_of_range(options, message):
+    with pytest.raises(InputError, match=message):
+        PCA(**options).fit(counts(20, 5))
 
 
-def test_not_fitted():
+def test_input_that_cannot_be_used():
+    X = counts(20, 5)
     with pytest.raises(NotFittedError):
-        PCA(2).transform(np.ones((3, 3)))
+        PCA().transform(X)
+    with pytest.raises(InputError, match="NaN"):
+        PCA().fit(np.where(X.max() == X, np.nan, X))
+    with pytest.raises(InputError, match="at least 2 rows"):
+        PCA().fit(X[:1])
+    with pytest.raises(InputError, match="features"):
+        PCA(2).fit(X).transform(X[:, :3])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(2, 40),
+    d=st.integers(1, 25),
+    k=st.integers(1, 6),
+    seed=st.integers(0, 10_000),
+    repeated=st.booleans(),
+    constant=st.booleans(),
+    solver=st.sampled_from(["exact", "randomized"]),
+)
+def test_scores_have_the_variances_told(n, d, k, seed, repeated, constant, solver):
+    X = counts(n, d, rank=3, seed=seed)
+    if repeated:
+        X[n // 2 :] = X[0]
+    if constant:
+        X[:, 0] = 3.0
+    pca = PCA(k, scale=True, solver=solver).fit(X)
+    scores = pca.transform(X)
+    size = 1e-8 * (1 + d)
+    assert np.allclose(scores.mean(0), 0, atol=size)
+    assert np.allclose(scores.var(0, ddof=1), pca.explained_variance_, atol=size)
+    assert np.allclose(pca.components_ @ pca.components_.T, np.eye(pca.n_components_), atol=1e-7)
+    assert (np.diff(pca.explained_variance_) <= size).all()
+    assert pca.explained_variance_ratio_.sum() <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("device", [CUDA])
+def test_devices_agree(device):
+    X = counts(3000, 400).astype(np.float32)
+    for solver in ("exact", "randomized"):
+        here = PCA(5, scale=True, clip=3.0, solver=solver).fit(X)
+        there = PCA(5, scale=True, clip=3.0, solver=solver, device=device).fit(X)
+        assert np.allclose(here.explained_variance_, there.explained_variance_, rtol=1e-4)
+        assert np.allclose(np.abs((here.components_ * there.components_).sum(1)), 1, atol=1e-3)

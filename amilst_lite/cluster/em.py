@@ -134,7 +134,7 @@ def fit_batch(
 ) -> Fits:
     """EM for every mixture of a batch, each until its objective hardly changes.
 
-    The stopping rule is mclust's, ``|change| <= tol (1 + |objective|)``, with a ``tol`` (R,) for each.
+    The stopping rule is mclust's, ``|change| < tol (1 + |objective|)``, with a ``tol`` (R,) for each.
     """
     n_restarts = len(parameters.weights)
     fits = Fits(
@@ -153,7 +153,7 @@ def fit_batch(
             reseed(updated, dead, rows, setting, generator)
         objective = log_likelihood + besides
         change = (objective - fits.objective[active]).abs()
-        done = (change <= tol[active] * (1 + objective.abs())) & ~dead.any(1)
+        done = (change < tol[active] * (1 + objective.abs())) & ~dead.any(1)
         fits.parameters[active] = updated
         fits.objective[active] = objective
         fits.steps[active] += 1

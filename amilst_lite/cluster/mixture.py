@@ -65,7 +65,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         EM iterations of the winner.
     tol : float
         EM ends when the log-likelihood changes by no more than this share of its size, the rule of mclust:
-        ``|change| <= tol (1 + |log-likelihood|)``.
+        ``|change| < tol (1 + |log-likelihood|)``.
     reg_covar : float
         Share of the whole data's covariance (in the model's own form) added to every covariance.
     random_state : int or None
@@ -282,20 +282,23 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         self, rows: Rows, start: Parameters, setting: Setting, tol: torch.Tensor, generator: torch.Generator
     ) -> Fits:
         """EM to convergence on all rows; many are run in float32 before the device's widest float."""
-        dtypes = [torch.float32, wide_float(rows.base.device)]
-        fits = Fits(start, torch.zeros(1), torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.bool))
-        for dtype in dtypes if rows.n > self._search_size() else dtypes[1:]:
-            steps = fits.steps
+        wide = wide_float(rows.base.device)
+        runs = [(wide, self.max_iter)]
+        if rows.n > self._search_size() and self.max_iter > 1:
+            runs.insert(0, (torch.float32, self.max_iter - 1))
+        steps = 0
+        for dtype, limit in runs:
             fits = fit_batch(
                 rows,
-                fits.parameters,
+                start,
                 _for_dtype(setting, dtype),
-                max_iter=max(self.max_iter - int(steps), 1),
+                max_iter=limit - steps,
                 tol=tol,
                 dtype=dtype,
                 generator=generator,
             )
-            fits.steps += steps
+            start, steps = fits.parameters, steps + int(fits.steps[0])
+        fits.steps[0] = steps
         return fits
 
     def _search_size(self) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import DenseBlock, GraphConvolution, affine, dropout, graph_convolve
+from .layers import DenseBlock, GraphConvolution, affine, dropout, graph_convolve, random_mask
 from .sparse import SymmetricAdjacency
 
 __all__ = ["DenoisingEncoder", "GraphDecoder", "GraphPosterior", "VariationalGraphEncoder", "corrupt"]
@@ -38,9 +38,8 @@ def corrupt(
     """
     if rate == 0.0:
         return x
-    shape = x.shape if per == "entry" else (*x.shape[:-1], 1)
-    keep = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(1.0 - rate, generator=generator)
-    return x * keep
+    shape = x.shape if per == "entry" else torch.Size((*x.shape[:-1], 1))
+    return x * random_mask(shape, 1.0 - rate, x, generator)
 
 
 class DenoisingEncoder(nn.Module):
