@@ -191,23 +191,22 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         tol: torch.Tensor,
         generator: torch.Generator,
     ) -> np.ndarray:
-        """Run the first of ``starts`` that leaves no component without rows to the end; return the labels.
-
-        If none does, empty components take half of the largest ones, and EM goes on from there.
-        """
+        """Run the first of ``starts`` that leaves no component without rows to the end; return the labels."""
         finished: list[tuple[int, Fits]] = []
-
-        def complete(fits: Fits) -> bool:
-            self._set_fitted(fits, setting, matrix)
-            finished.append((len(np.unique(self._labels)), fits))
-            return finished[-1][0] == self.n_components
-
         for start in torch.arange(len(tol)).split(1)[:_TRIED]:
-            if complete(self._run(rows, starts[start], setting, tol[start], generator)):
-                return
-        for _ in range(_TRIED):
-            filled = fill_empty(rows, labels, self.n_components)
-            start = models.maximise(rows.hard_moments(filled[None], self.n_components), setting)
+            fits = self._run(rows, starts[start], setting, tol[start], generator)
+            labels = self._set_fitted(fits, setting, matrix)
+            finished.append((len(np.unique(labels)), fits))
+            if finished[-1][0] == self.n_components:
+                return labels
+        most, fits = max(finished, key=lambda pair: pair[0])  # the first of equals
+        warnings.warn(
+            f"{self.n_components} components were asked for, but only {most} are the most probable one of any "
+            "row. Ask for fewer components, or for more restarts (n_init).",
+            AmilstWarning,
+            stacklevel=4,
+        )
+        return self._set_fitted(fits, setting, matrix)
 
     def _to_working(self, matrix: torch.Tensor, model: str, device: torch.device) -> tuple[Rows, Setting]:
         """The rows in the model's working scale, and what EM needs to know about them."""
