@@ -77,8 +77,9 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     solver : str
         ``"exact"``, ``"randomized"`` (a block Krylov space of 5 blocks with 10 spare columns), or
         ``"auto"``: exact where the smaller side allows it and it does not cost many times more.
-    random_state : int
-        Seed of the randomised solver. No global generator is read or moved.
+    random_state : int or None
+        Seed of the randomised solver; None draws a fresh one from the operating system. No global generator
+        is read or moved.
     device : str or torch.device
         ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
 
@@ -108,7 +109,7 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         scale: bool = False,
         clip: float | None = None,
         solver: str = "auto",
-        random_state: int = 0,
+        random_state: int | None = 0,
         device: str | torch.device = "cpu",
     ):
         self.n_components = n_components
@@ -180,7 +181,7 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         by_numpy = device.type == "cpu" and self.solver_ == "exact"  # its threads and torch's would fight
         with threads_for(0 if by_numpy else 10**9 if n is None else n * d // 100):
             if self.solver_ == "randomized":
-                values, vectors, total = _from_krylov_space(z, blocks, k, self.random_state)
+                values, vectors, total = _from_krylov_space(z, blocks, k, self._seed())
             elif few_rows:
                 values, vectors, total = _from_rows(z, _column_blocks(matrix, self._block()), k)
             else:
@@ -201,8 +202,15 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             raise InputError(f"clip must be None or a number > 0; found {self.clip!r}.")
         if self.solver not in ("auto", "exact", "randomized"):
             raise InputError(f"solver must be 'auto', 'exact' or 'randomized'; found {self.solver!r}.")
-        if not isinstance(self.random_state, Integral) or self.random_state < 0:
-            raise InputError(f"random_state must be an integer >= 0; found {self.random_state!r}.")
+        if self.random_state is not None and (
+            not isinstance(self.random_state, Integral) or self.random_state < 0
+        ):
+            raise InputError(f"random_state must be None or an integer >= 0; found {self.random_state!r}.")
+
+    def _seed(self) -> int:
+        if self.random_state is None:
+            return int(np.random.SeedSequence().generate_state(1)[0])
+        return int(self.random_state)
 
     def _choose_solver(self, n: int | None, d: int, few_rows: bool) -> str:
         """The exact solver where the side of its matrix and the cost allow it."""
@@ -364,20 +372,26 @@ def _from_krylov_space(z: _Standardised, blocks: Blocks, k: int, seed: int) -> L
     d = len(z.shift)
     k = min(k, z.n, d)
     width = min(k + _OVERSAMPLING, d)
-    q = torch.randn(d, width, generator=make_generator(seed)).to(z.device, z.dtype)
+    # the space is small: it is built in float64 on the CPU, whatever the device
+    q = torch.randn(d, width, generator=make_generator(seed), dtype=torch.float64)
     basis, products = q[:, :0], []
+    largest = 0.0
     for _ in range(_KRYLOV_BLOCKS):
-        for _ in range(2):  # once is not enough in floating point
-            q = q - basis @ (basis.T @ q)
-            q = torch.linalg.qr(q)[0]
-        q = q[:, : d - basis.shape[1]]
+        q, r = torch.linalg.qr(q - basis @ (basis.T @ q))
+        sizes = r.diagonal().abs()
+        largest = max(largest, float(sizes.max()))
+        # what is left of a direction that the space has already is rounding
+        q = q[:, sizes > 1e-10 * largest][:, : d - basis.shape[1]]
+        if q.shape[1] == 0:
+            break
+        q = torch.linalg.qr(q - basis @ (basis.T @ q))[0]  # once is not enough in floating point
         basis = torch.cat([basis, q], 1)
-        products.append(_scatter_times(z, blocks, q))
-        q = products[-1].to(z.dtype)
+        q = _scatter_times(z, blocks, q)
+        products.append(q)
     # Rayleigh-Ritz: the scatter matrix seen from inside the space
-    small = (basis.to(z.wide).T @ torch.cat(products, 1)).cpu().double().numpy()
+    small = (basis.T @ torch.cat(products, 1)).numpy()
     values, vectors = _leading((small + small.T) / 2, k)
-    return values, basis.cpu().double().numpy() @ vectors, total
+    return values, basis.numpy() @ vectors, total
 
 
 def _orthonormal(vectors: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -392,12 +406,13 @@ def _orthonormal(vectors: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _scatter_times(z: _Standardised, blocks: Blocks, q: torch.Tensor) -> torch.Tensor:
-    """The scatter matrix of z times (d, l) ``q``, in one pass."""
+    """The scatter matrix of z times ``q`` (d, l), in one pass; float64 on the CPU."""
+    there = q.to(z.dtype).to(z.device)
     product = torch.zeros(q.shape, dtype=z.wide, device=z.device)
     for block in blocks():
         dense = z(block)
-        product += dense.T @ (dense @ q)
-    return product
+        product += dense.T @ (dense @ there)
+    return product.cpu().double()
 
 
 def _leading(matrix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

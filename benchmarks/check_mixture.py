@@ -63,11 +63,11 @@ def compare(data: dict[str, np.ndarray], model: str, seed: int) -> tuple[str, bo
     return line, not failures
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0, 1, ... of which each is checked")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     holds = True
     for path in options.files:
         with np.load(path) as archive:

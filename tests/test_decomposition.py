@@ -1,3 +1,5 @@
+"""PCA against scikit-learn and the dense formula: any input, any solver."""
+
 import h5py
 import numpy as np
 import pytest

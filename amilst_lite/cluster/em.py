@@ -197,6 +197,20 @@ def reseed(
     covariances[dead] = mean[:, None].expand_as(covariances)[dead]
 
 
+def fill_empty(rows: Rows, labels: torch.Tensor, n_components: int) -> torch.Tensor:
+    """Labels (n,) in which each empty component has got one side of the largest, cut across its long axis."""
+    labels = labels.clone()
+    for empty in range(n_components):
+        sizes = torch.bincount(labels, minlength=n_components)
+        if sizes[empty] == 0:
+            members = torch.nonzero(labels == sizes.argmax()).flatten()
+            centred = rows.base[1:, members].T
+            centred = centred - centred.mean(0)
+            axis = torch.linalg.eigh((centred.T @ centred).cpu().double())[1][:, -1]
+            labels[members[centred.cpu().double() @ axis > 0]] = empty
+    return labels
+
+
 def principal_spaces(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows on the principal axes of their standardised columns (n, d'), and the axes' variances (d',).
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 
 from ..errors import AmilstWarning, InputError
 from ..runtime import make_generator, resolve_device
@@ -203,7 +203,7 @@ def improve(
         draws = torch.rand(_CANDIDATES, generator=generator).to(X.device)
         candidates, removed = _exchanges(X, centres, draws)
         trials = centres.repeat(len(candidates), 1, 1)
-        trials[torch.arange(len(candidates)), removed] = X[candidates]
+        trials[torch.arange(len(candidates), device=X.device), removed] = X[candidates]
         trials, results, _ = lloyd(X, trials, _TRIAL_PASSES, tol)
         best = int(results.argmin())
         gained = bool(results[best] < inertia * (1 - 1e-5))
@@ -235,7 +235,7 @@ def _exchanges(
     return rows[promising], removed[promising]
 
 
-class KMeans(TransformerMixin, ClusterMixin, BaseEstimator):
+class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
     """K-means clustering with scikit-learn's manners.
 
     The best of the restarts is improved by moving single centres (`improve`), so that its inertia is
@@ -308,6 +308,7 @@ class KMeans(TransformerMixin, ClusterMixin, BaseEstimator):
             centres = self._search(work, float(self.tol), generator)
             self.cluster_centers_ = centres.cpu().double().numpy() * scale + mean.cpu().double().numpy()
             n_empty = self._settle(matrix)
+        self._n_features_out = self.n_clusters
         if n_empty:
             warnings.warn(
                 f"{self.n_clusters} clusters were asked for, but there are only {self.n_clusters - n_empty} "
@@ -339,10 +340,10 @@ class KMeans(TransformerMixin, ClusterMixin, BaseEstimator):
 
         An empty cluster takes the row farthest from its centre, if it is not on it.
         """
-        for _ in range(self.n_clusters):
+        for moved in range(self.n_clusters + 1):
             self.labels_, distances = self._nearest(matrix)
             empty = np.flatnonzero(np.bincount(self.labels_, minlength=self.n_clusters) == 0)
-            if len(empty) == 0 or distances.max() == 0:
+            if len(empty) == 0 or distances.max() == 0 or moved == self.n_clusters:
                 break
             self.cluster_centers_[empty[0]] = matrix[int(distances.argmax())].cpu().double().numpy()
         self.inertia_ = float(distances.sum())

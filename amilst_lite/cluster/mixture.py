@@ -34,7 +34,7 @@ from ._common import (
     wide_float,
 )
 from .covariance import Parameters, Setting, WorkingScale
-from .em import Fits, Rows, agglomerated_labels, fit_batch, kmeans_labels
+from .em import Fits, Rows, agglomerated_labels, fill_empty, fit_batch, kmeans_labels
 
 __all__ = ["GaussianMixture"]
 
@@ -96,6 +96,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         Of the same shape; its product with its transpose is the precision.
     converged_ : bool
     n_iter_ : int
+        EM steps over all rows of the run that was kept, after those in which the restarts competed.
     lower_bound_ : float
         Mean log-likelihood of a row, natural logarithm.
     log_likelihood_ : float
@@ -174,7 +175,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
             if init is None:
                 starts, tol = self._search(matrix, rows, setting, generator)
             else:
-                responsibilities = self._check_init(init, n).to(device)
+                responsibilities = self._check_init(init, n).to(torch.float32).to(device)
                 starts = models.maximise(rows.soft_moments(responsibilities), setting)
                 tol = torch.tensor([self.tol], dtype=torch.float64)
                 self.restart_log_likelihoods_ = np.full(1, np.nan)
@@ -191,10 +192,20 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         tol: torch.Tensor,
         generator: torch.Generator,
     ) -> np.ndarray:
-        """Run the first of ``starts`` that leaves no component without rows to the end; return the labels."""
+        """Run the first of ``starts`` that leaves no component without rows to the end; return the labels.
+
+        If none does, empty components take half of the largest ones, and EM goes on from there.
+        """
         finished: list[tuple[int, Fits]] = []
-        for start in torch.arange(len(tol)).split(1)[:_TRIED]:
-            fits = self._run(rows, starts[start], setting, tol[start], generator)
+        labels = np.empty(0, dtype=np.int64)
+        given = torch.arange(len(tol)).split(1)[:_TRIED]
+        for attempt in range(len(given) + _TRIED):
+            chosen = given[min(attempt, len(given) - 1)]
+            start = starts[chosen]
+            if attempt >= len(given):
+                filled = fill_empty(rows, torch.from_numpy(labels).to(rows.base.device), self.n_components)
+                start = models.maximise(rows.hard_moments(filled[None], self.n_components), setting)
+            fits = self._run(rows, start, setting, tol[chosen], generator)
             labels = self._set_fitted(fits, setting, matrix)
             finished.append((len(np.unique(labels)), fits))
             if finished[-1][0] == self.n_components:
