@@ -124,12 +124,15 @@ class NetworkConfig(_Checked):
 class TrainConfig(_Checked):
     """Objective and optimisation."""
 
-    epochs: int = _option(100, "epochs of the first phase", minimum=1)
+    epochs: int = _option(100, "epochs of the first phase, each one step of optimisation", minimum=1)
     adversarial_epochs: int = _option(
         0, "epochs of the published second phase (clustering term, adversarial steps)", minimum=0
     )
     members: int = _option(
         4, "networks trained side by side from different starts (fewer above 10,000 spots)", minimum=1
+    )
+    batch_size: int | None = _option(
+        None, "spots seen in one epoch; a larger section is trained in tiles (none: 40,000)", minimum=1
     )
     learning_rate: float = _option(0.01, "Adam's rate for the network", minimum=0.0)
     weight_decay: float = _option(1e-4, "weight decay of the network", minimum=0.0)

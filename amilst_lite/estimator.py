@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -13,9 +12,10 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClusterMixin
 
+from .batches import limit_members
 from .cluster.domains import find_domains
 from .cluster.selection import Selection, select_n_domains
-from .config import Config, FilterConfig, GraphConfig, TrainConfig, preset
+from .config import Config, FilterConfig, GraphConfig, preset
 from .errors import InputError
 from .graph import SpatialGraph
 from .nn.filters import wiener_filter
@@ -28,7 +28,6 @@ __all__ = ["AMILST"]
 
 logger = logging.getLogger("amilst_lite")
 
-_MEMBER_SPOTS = 40_000  # spots × networks trained at once, at most
 _LEAST_SIGNAL = 1e-6  # share of the variance below which a filtered section holds nothing
 
 
@@ -168,10 +167,12 @@ class AMILST(ClusterMixin, BaseEstimator):
             )
         with self._timed("cluster", device):
             if config.cluster.cluster_on == "consensus":
-                embedding = consensus(features, result.reconstruction.cpu(), config.cluster.network_share)
+                # each member's z has coordinates of its own, but decoded they all speak of the features:
+                # there they can be averaged, and what the start of one decided fades
+                embedding = torch.lerp(features, result.reconstruction, config.cluster.network_share)
             else:
-                embedding = result.latent.flatten(1).cpu()
-            self.embedding_ = embedding.numpy()
+                embedding = result.latent.flatten(1)
+            self.embedding_ = embedding.cpu().numpy()
             self.selection_: Selection | None = None
             if self.n_domains is None:
                 self.selection_ = select_n_domains(
@@ -181,7 +182,7 @@ class AMILST(ClusterMixin, BaseEstimator):
                 logger.info("%d domains chosen; runners-up: %s", self.selection_.n_domains, runners_up)
             self.n_domains_: int = self.n_domains or self.selection_.n_domains  # type: ignore[union-attr]
             domains = find_domains(
-                self.embedding_, self.n_domains_, config.cluster, seed=cluster_seed, device=device
+                embedding, self.n_domains_, config.cluster, seed=cluster_seed, device=device
             )
         with self._timed("refine", device):
             self.refined_labels_ = majority_vote(
@@ -261,37 +262,21 @@ def standardize(features: torch.Tensor) -> torch.Tensor:
 def filter_features(
     features: torch.Tensor, graph: SpatialGraph, config: FilterConfig, seed: int, device: torch.device
 ) -> torch.Tensor:
-    """What the network sees of the features: filtered and standardised, in the caller's order.
+    """What the network sees of the features: filtered and standardised, on ``device``, in the caller's order.
 
     Where the filter finds nothing but noise in every column, the features pass unfiltered.
     """
+    features = features.to(device)
     if config.noise_band is not None:
         # on a scale of one, so that float32 serves features of any unit
         with threads_for(len(features)):
             filtered, _ = wiener_filter(
-                standardize(features)[torch.from_numpy(graph.order)].to(device),
+                standardize(features)[torch.from_numpy(graph.order).to(device)],
                 SymmetricAdjacency(graph.adjacency(device)),
                 noise_band=config.noise_band,
                 degree=config.filter_degree,
                 seed=seed,
             )
         if filtered.var(0).sum() > _LEAST_SIGNAL:
-            features = filtered.cpu()[torch.from_numpy(graph.rank)]
+            features = filtered[torch.from_numpy(graph.rank).to(device)]
     return standardize(features) if config.standardize else features
-
-
-def limit_members(config: TrainConfig, n_spots: int) -> TrainConfig:
-    """Fewer networks where there are many spots: they cost as much as spots, and vary less there."""
-    members = min(config.members, max(1, _MEMBER_SPOTS // n_spots))
-    return dataclasses.replace(config, members=members)
-
-
-def consensus(features: torch.Tensor, reconstruction: torch.Tensor, share: float) -> torch.Tensor:
-    """Weighted mean of the features and of the members' mean reconstruction: (N, C).
-
-    Each member's z has coordinates of its own, but decoded they all speak of the same features, so
-    that there they can be averaged, in linear memory and without matching labels. What the members
-    agree on stays, what the start of one decided fades.
-    """
-    mean = reconstruction if reconstruction.ndim == 2 else reconstruction.mean(1)
-    return torch.lerp(features, mean, share)

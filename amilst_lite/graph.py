@@ -230,6 +230,13 @@ class SpatialGraph:
             adjacency = _normalize(edges, self.degrees[nodes], dtype)
             yield Tile(nodes, slice(first, first + stop - start), adjacency)
 
+    def edges_within(self, nodes: slice) -> torch.Tensor:
+        """(2, e) edges of a run of internal nodes among themselves, numbered from its first."""
+        start, stop = int(self._row_starts[nodes.start]), int(self._row_starts[nodes.stop])
+        edges = self.edges[:, start:stop]
+        inside = (edges[1] >= nodes.start) & (edges[1] < nodes.stop)
+        return edges[:, inside] - nodes.start
+
     def _edges_of(self, nodes: torch.Tensor) -> torch.Tensor:
         """(2, e) edges that begin at the given, sorted, nodes."""
         degrees = self.degrees[nodes]

@@ -1,10 +1,12 @@
-"""The training loop: players, their losses, their order, and what is recorded of each epoch."""
+"""The training loop: players, their losses, their order, and what is recorded of each epoch.
+
+A step sees the whole section or a tile of it (`batches`). An epoch is a step of every player.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import losses
+from .batches import Batch, batch_size, make_batches
 from .cluster.kmeans import KMeans
 from .config import NetworkConfig, TrainConfig
 from .errors import TrainingDivergedError
@@ -19,7 +22,6 @@ from .graph import SpatialGraph
 from .nn.discriminators import BilinearDiscriminator, Generator, PairDiscriminator, PriorDiscriminator
 from .nn.layers import BatchNorm
 from .nn.network import AMILSTNetwork, NetworkOutput
-from .nn.sparse import SymmetricAdjacency
 from .runtime import make_generator, spawn_seeds, threads_for
 
 __all__ = ["Callback", "Trainer", "TrainingResult", "train"]
@@ -40,8 +42,8 @@ class TrainingResult:
         Trained, in evaluation mode, on the device of the training.
     f, g : Tensor, (N, [M,] ·)
         Embeddings of the uncorrupted features, in the order in which they were given.
-    reconstruction : Tensor, (N, [M,] C)
-        What the decoder makes of them.
+    reconstruction : Tensor, (N, C)
+        What the decoder makes of them, mean over members.
     history : dict of str to list of float
         One value an epoch (mean over members) for every term; ``epoch`` counts from 1.
     """
@@ -124,18 +126,20 @@ class Trainer:
         self.seed = seed
         self.rank = torch.from_numpy(graph.rank)
         # rows follow the graph's space-filling order while training: neighbours lie close in memory
-        self.features = features[torch.from_numpy(graph.order)].to(self.device, torch.float32)
-        self.adjacency = SymmetricAdjacency(graph.adjacency()).to(self.device)
-        self._prepare_links(graph)
+        order = torch.from_numpy(graph.order).to(features.device)
+        self.features = features[order].to(self.device, torch.float32)
 
         # weights are drawn on the CPU, so that every device starts from the same ones
-        weight_seed, noise_seed = spawn_seeds(seed, 2)
+        weight_seed, noise_seed, tile_seed = spawn_seeds(seed, 3)
         weights = make_generator(weight_seed)
         self.noise = make_generator(noise_seed, self.device)
         members = None if self.config.members == 1 else self.config.members
         self.network = AMILSTNetwork(features.shape[1], network_config, members, generator=weights).to(
             self.device
         )
+        self.batches = make_batches(graph, batch_size(self.config), self.network.hops, self.device)
+        self._tiles = make_generator(tile_seed)
+        self._sweep: list[int] = []
         n_f, n_g = self.network.n_f, self.network.n_g
         self.discriminator: nn.Module = (
             PairDiscriminator(n_f, n_g, members, generator=weights)
@@ -157,47 +161,45 @@ class Trainer:
         }
         self.target = torch.empty(0)  # of the clustering term, set when that begins
 
-    def _prepare_links(self, graph: SpatialGraph) -> None:
-        """Neighbour lists for the link terms, in the graph's own order."""
-        edges = graph.edges
-        if self.config.link_loss == "masked":
-            self.upper = edges[:, edges[0] < edges[1]].to(self.device)
-            return
-        degrees = torch.bincount(edges[0], minlength=graph.n_spots)
-        # a spot without neighbours is paired with itself
-        self.start = (degrees.cumsum(0) - degrees).to(self.device)
-        self.degree = degrees.to(self.device)
-        self.neighbors = torch.cat([edges[1], edges.new_zeros(1)]).to(self.device)
-
     # --- the losses -------------------------------------------------------------------------
 
-    def _forward(self) -> NetworkOutput:
-        return self.network(
-            self.features,
-            self.adjacency,
+    def _next_batch(self) -> Batch:
+        """The tile of the next step; every sweep goes through all of them in a new order."""
+        if len(self.batches) == 1:
+            return self.batches[0]
+        if not self._sweep:
+            self._sweep = torch.randperm(len(self.batches), generator=self._tiles).tolist()
+        return self.batches[self._sweep.pop()]
+
+    def _forward(self, batch: Batch) -> NetworkOutput:
+        """A pass over core and halo; what is returned is the core's."""
+        output = self.network(
+            self.features[batch.nodes],
+            batch.adjacency,
             corruption=self.config.corruption,
             corrupt_per=self.config.corrupt_per,
             generator=self.noise,
         )
+        return output.of(batch.core)
 
-    def _links(self, latent: Tensor) -> Tensor:
+    def _links(self, latent: Tensor, batch: Batch) -> Tensor:
         if self.config.link_loss == "masked":
-            return losses.masked_link_loss(latent, self.upper)
-        n = latent.shape[0]
-        spots = torch.arange(n, device=self.device)
-        draw = torch.rand(n, device=self.device, generator=self.noise)
-        step = (draw * self.degree).long().clamp_max(self.degree.clamp_min(1) - 1)
-        partners = torch.where(self.degree > 0, self.neighbors[self.start + step], spots)
-        others = torch.randperm(n, device=self.device, generator=self.noise)
+            return losses.masked_link_loss(latent, batch.upper)
+        start, degree, neighbors = batch.lists
+        spots = torch.arange(batch.size, device=self.device)
+        draw = torch.rand(batch.size, device=self.device, generator=self.noise)
+        step = (draw * degree).long().clamp_max(degree.clamp_min(1) - 1)
+        partners = torch.where(degree > 0, neighbors[start + step], spots)
+        others = torch.randperm(batch.size, device=self.device, generator=self.noise)
         return losses.positive_link_loss(latent, spots, partners) + losses.negative_link_loss(
             latent, spots, others
         )
 
-    def _terms(self, output: NetworkOutput) -> dict[str, Tensor]:
+    def _terms(self, output: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
         """The network's own terms, each a scalar or (M,)."""
         return {
-            "reconstruction": losses.reconstruction_error(output.reconstruction, self.features),
-            "links": self._links(output.latent),
+            "reconstruction": losses.reconstruction_error(output.reconstruction, self.features[batch.rows]),
+            "links": self._links(output.latent, batch),
             "kl": losses.gaussian_kl(output.mean, output.log_sigma),
         }
 
@@ -227,8 +229,9 @@ class Trainer:
 
     def _epoch(self) -> dict[str, Tensor]:
         """One step of the network, then of the discriminator and the generator."""
-        output = self._forward()
-        terms = self._terms(output)
+        batch = self._next_batch()
+        output = self._forward(batch)
+        terms = self._terms(output, batch)
         loss = self._weighted(terms)
         weight = self.config.mutual_information_weight
         if weight > 0 and not self.published:
@@ -270,10 +273,11 @@ class Trainer:
         """
         if epoch % _DEC_REFRESH == 0:
             self.target = losses.target_distribution(
-                losses.soft_assignment(self.evaluate().latent, self.network.centers)
+                losses.soft_assignment(self._embed(), self.network.centers.detach())
             )
-        output = self._forward()
-        terms = self._clustered_terms(output)
+        batch = self._next_batch()
+        output = self._forward(batch)
+        terms = self._clustered_terms(output, batch)
         self._step("network", self._weighted(terms))
 
         f, g = output.f.detach(), output.g.detach()
@@ -285,8 +289,8 @@ class Trainer:
         discriminator_loss = -losses.jensen_shannon(self.discriminator(f, g), self.discriminator(fake, noise))
         self._step("discriminator", discriminator_loss)
 
-        output = self._forward()
-        terms = self._clustered_terms(output)
+        output = self._forward(batch)
+        terms = self._clustered_terms(output, batch)
         # −log D of a logit is softplus of its negative
         adversarial = nn.functional.softplus(-self.discriminator(output.f, output.g)).mean(0)
         loss = self.config.mutual_information_weight * adversarial + 0.7 * self._weighted(terms, 1.1)
@@ -304,15 +308,15 @@ class Trainer:
             "generator": generator_loss,
         }
 
-    def _clustered_terms(self, output: NetworkOutput) -> dict[str, Tensor]:
-        terms = self._terms(output)
+    def _clustered_terms(self, output: NetworkOutput, batch: Batch) -> dict[str, Tensor]:
+        terms = self._terms(output, batch)
         q = losses.soft_assignment(output.latent, self.network.centers)
-        terms["clustering"] = losses.clustering_divergence(self.target, q)
+        terms["clustering"] = losses.clustering_divergence(self.target[batch.rows], q)
         return terms
 
     def _place_centers(self) -> None:
         """Start the clustering term from k-means on the embedding, member by member."""
-        latent = self.evaluate().latent
+        latent = self._embed()
         n_centers = self.network.centers.shape[-2]
         columns = latent.unsqueeze(1) if self.network.members is None else latent
         centers = [
@@ -329,30 +333,40 @@ class Trainer:
     def _calibrate(self) -> None:
         """Take the statistics of batch normalisation from the whole, uncorrupted section.
 
-        The running ones lag behind (momentum 0.01) and were gathered on masked input: with them
-        the network would compute something else in evaluation than what it was trained for.
+        The running ones lag behind (momentum 0.01) and were gathered on masked input, tile by tile: with
+        them the network would compute something else in evaluation than what it was trained for. One pass
+        for each normalisation, from the input on, since each sees what those before it make.
         """
-        self.network.eval()
-        with ExitStack() as stack:
-            for module in self.network.modules():
-                if isinstance(module, BatchNorm):
-                    stack.enter_context(module.measuring())
-            self.network(self.features, self.adjacency)
-        self.network.train()
+        for norm in self.network.modules():
+            if isinstance(norm, BatchNorm):
+                moments = _Moments()
+                hook = norm.register_forward_pre_hook(moments.take)
+                for batch in self.batches:
+                    moments.core = batch.core
+                    self._evaluate(batch)
+                hook.remove()
+                norm.running_mean.copy_(moments.mean)
+                norm.running_var.copy_(moments.variance)
 
     # --- the whole --------------------------------------------------------------------------
 
     @torch.no_grad()
-    def evaluate(self) -> NetworkOutput:
-        """A pass of the uncorrupted features in evaluation mode, in the graph's order."""
+    def _evaluate(self, batch: Batch) -> NetworkOutput:
+        """What the network makes of a batch's core, uncorrupted, in evaluation mode."""
+        training = self.network.training
         self.network.eval()
-        output = self.network(self.features, self.adjacency)
-        self.network.train()
-        return output
+        output = self.network(self.features[batch.nodes], batch.adjacency)
+        self.network.train(training)
+        return output.of(batch.core)
+
+    def _embed(self) -> Tensor:
+        """z of every spot, (N, [M,] n_f + n_g), in the graph's order."""
+        return torch.cat([self._evaluate(batch).latent for batch in self.batches])
 
     def run(self, callback: Callback | None = None) -> TrainingResult:
         """All epochs, then the embeddings in the caller's order."""
-        with threads_for(len(self.features) * self.config.members):
+        rows = max(batch.size for batch in self.batches)
+        with threads_for(rows * self.config.members):
             return self._run(callback)
 
     def _run(self, callback: Callback | None) -> TrainingResult:
@@ -368,12 +382,50 @@ class Trainer:
             recorder.add(c.epochs + epoch, self._published_adversarial_epoch(epoch))
         if not self.published:
             self._calibrate()
-        output = self.evaluate()
         self.network.eval()
+        return self._result(recorder.history)
+
+    def _result(self, history: dict[str, list[float]]) -> TrainingResult:
+        """Embeddings and mean reconstruction of every spot, in the caller's order."""
+        parts = []
+        for batch in self.batches:
+            output = self._evaluate(batch)
+            decoded = output.reconstruction
+            parts.append((output.f, output.g, decoded if decoded.ndim == 2 else decoded.mean(1)))
         rank = self.rank.to(self.device)
-        return TrainingResult(
-            self.network, output.f[rank], output.g[rank], output.reconstruction[rank], recorder.history
-        )
+        f, g, reconstruction = (torch.cat(part)[rank] for part in zip(*parts, strict=True))
+        return TrainingResult(self.network, f, g, reconstruction, history)
+
+
+class _Moments:
+    """Mean and variance of a layer's input over all spots, gathered batch by batch.
+
+    Attributes
+    ----------
+    core : slice
+        Rows of the next input that count; the others are halo.
+    """
+
+    def __init__(self) -> None:
+        self.core = slice(None)
+        self.n = 0
+        self.mean = torch.zeros(())
+        self.squares = torch.zeros(())
+
+    def take(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """A forward pre-hook: merges the moments of an input into the sums (Chan et al. 1979)."""
+        x = inputs[0][self.core]
+        n, mean = len(x), x.mean(0)
+        total = self.n + n
+        step = mean - self.mean
+        self.squares = self.squares + (x - mean).square().sum(0) + step.square() * (self.n * n / total)
+        self.mean = self.mean + step * (n / total)
+        self.n = total
+
+    @property
+    def variance(self) -> Tensor:
+        """Without bias, as batch normalisation keeps it."""
+        return self.squares / max(self.n - 1, 1)
 
 
 class _Recorder:

@@ -10,9 +10,10 @@ from sklearn.base import clone
 from sklearn.metrics import adjusted_rand_score
 
 from amilst_lite import AMILST, SpatialGraph
+from amilst_lite.batches import limit_members
 from amilst_lite.config import Config, TrainConfig
 from amilst_lite.errors import InputError
-from amilst_lite.estimator import consensus, limit_members, standardize
+from amilst_lite.estimator import standardize
 
 N, K = 240, 3
 QUICK = {"epochs": 5, "members": 2, "n_init": 6}
@@ -166,10 +167,3 @@ def test_standardize_keeps_relative_scales():
 def test_members_are_limited_by_the_number_of_spots():
     config = TrainConfig(members=4)
     assert [limit_members(config, n).members for n in (100, 10_000, 20_000, 10**6)] == [4, 4, 2, 1]
-
-
-def test_consensus_is_the_weighted_mean():
-    features, one = torch.zeros(3, 2), torch.ones(3, 2)
-    assert torch.equal(consensus(features, one, 0.25), torch.full((3, 2), 0.25))
-    members = torch.stack([one, 3 * one], dim=1)
-    assert torch.equal(consensus(features, members, 0.5), one)

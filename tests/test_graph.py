@@ -291,6 +291,15 @@ def test_tiles_give_what_the_whole_graph_gives(max_size, hops):
     torch.testing.assert_close(torch.cat([part for _, part in cores]), whole, rtol=1e-12, atol=1e-14)
 
 
+def test_edges_within_a_run_of_nodes():
+    graph = SpatialGraph.from_coordinates(np.random.default_rng(5).random((60, 2)), n_neighbors=4)
+    dense = graph.adjacency().to_dense() > 0
+    edges = graph.edges_within(slice(20, 45))
+    found = torch.zeros(25, 25, dtype=torch.bool)
+    found[edges[0], edges[1]] = True
+    assert torch.equal(found, dense[20:45, 20:45] & ~torch.eye(25, dtype=torch.bool))
+
+
 def test_tiles_refuse_nonsense():
     graph = SpatialGraph.from_coordinates(scatter(50))
     with pytest.raises(InputError, match="max_size"):

@@ -84,7 +84,7 @@ def test_shapes_and_history(section):
         callback=lambda epoch, n, losses: seen.append((epoch, n, losses)),
     )  # fmt: skip
     assert result.f.shape == (N, 2, 6) and result.g.shape == (N, 2, 4) and result.latent.shape == (N, 2, 10)
-    assert result.reconstruction.shape == (N, 2, C)
+    assert result.reconstruction.shape == (N, C)
     assert not result.network.training
     assert [epoch for epoch, _, _ in seen] == list(range(1, 9))
     assert {n for _, n, _ in seen} == {8}
@@ -148,7 +148,7 @@ def test_results_come_back_in_the_order_given(section):
 def test_each_player_moves_only_itself(section):
     features, graph = section
     trainer = Trainer(features, graph, network_config=SMALL, config=short())
-    output = trainer._forward()
+    output = trainer._forward(trainer.batches[0])
     before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
     generator = [p.clone() for p in trainer.generator.parameters()]
     trainer._player_steps(output.f.detach(), output.g.detach())
@@ -166,6 +166,44 @@ def test_evaluation_uses_the_statistics_of_the_whole_section(section):
     torch.testing.assert_close(block.norm.running_mean, activations.mean(0), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("decoder", ["linear", "graph"])
+def test_a_tile_gives_what_the_whole_graph_gives(section, decoder):
+    """Embedding, reconstruction and the statistics of normalisation, in evaluation."""
+    features, graph = section
+    network = dataclasses.replace(SMALL, decoder=decoder)
+    tiled = Trainer(features, graph, network_config=network, config=short(batch_size=40))
+    whole = Trainer(features, graph, network_config=network, config=short())
+    assert len(tiled.batches) == 4 and len(whole.batches) == 1
+    tiled.run()
+    whole.network.load_state_dict(tiled.network.state_dict())
+    whole._calibrate()
+    for name, value in whole.network.state_dict().items():
+        torch.testing.assert_close(value, tiled.network.state_dict()[name], rtol=1e-5, atol=1e-6)
+    whole.network.load_state_dict(tiled.network.state_dict())
+    expected, found = whole._result({}), tiled._result({})
+    for name in ("f", "g", "reconstruction"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("network", "config"),
+    [(SMALL, short(batch_size=33)), (PUBLISHED, published(batch_size=50))],
+)
+def test_training_in_tiles(section, network, config):
+    features, graph = section
+    result, again = (train(features, graph, network_config=network, config=config) for _ in range(2))
+    assert torch.equal(result.latent, again.latent)
+    assert result.latent.shape[0] == N and torch.isfinite(result.latent).all()
+    assert len(result.history["epoch"]) == 8
+
+
+def test_every_sweep_sees_every_tile(section):
+    trainer = Trainer(*section, network_config=SMALL, config=short(batch_size=40))
+    seen = [trainer._next_batch().rows.start for _ in range(12)]
+    assert all(len(set(seen[at : at + 4])) == 4 for at in (0, 4, 8))
+    assert seen[:4] != seen[4:8] or seen[4:8] != seen[8:]
+
+
 def test_divergence_names_term_and_epoch(section):
     features, graph = section
     spoiled = features.clone()
@@ -181,19 +219,3 @@ def test_spots_without_neighbours_are_trained_too():
     features = torch.randn(31, 4, generator=torch.Generator().manual_seed(0))
     result = train(features, graph, network_config=SMALL, config=short(epochs=2))
     assert torch.isfinite(result.latent).all()
-
-
-def test_memory_stays_linear_in_the_spots():
-    """50,000 spots: any N × N array of floats would take 10 GB."""
-    import tracemalloc
-
-    n = 50_000
-    rng = np.random.default_rng(0)
-    graph = SpatialGraph.from_coordinates(rng.random((n, 2)), n_neighbors=6)
-    features = torch.from_numpy(rng.normal(0, 0.3, (n, 5)).astype(np.float32))
-    tracemalloc.start()
-    result = train(features, graph, network_config=SMALL, config=short(epochs=1, members=1))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 1e9
-    assert result.latent.shape == (n, 10)

@@ -40,7 +40,7 @@ class Domains:
 
 
 def find_domains(
-    embedding: np.ndarray,
+    embedding: np.ndarray | torch.Tensor,
     n_domains: int,
     config: ClusterConfig | None = None,
     *,
@@ -51,7 +51,7 @@ def find_domains(
 
     Parameters
     ----------
-    embedding : ndarray, (N, C), float32
+    embedding : ndarray or Tensor, (N, C), float32
         One row a spot.
     n_domains : int
         K, at least 2.
@@ -75,8 +75,10 @@ def find_domains(
         Fewer than K domains have spots.
     """
     config = ClusterConfig() if config is None else config
-    n_distinct = len(np.unique(embedding[: 50 * n_domains], axis=0))
-    if n_distinct < n_domains and len(np.unique(embedding, axis=0)) < n_domains:
+    n_distinct = len(torch.as_tensor(embedding[: 50 * n_domains]).unique(dim=0))
+    if n_distinct < n_domains:
+        n_distinct = len(torch.as_tensor(embedding).unique(dim=0))
+    if n_distinct < n_domains:
         raise InputError(
             f"{n_domains} domains were asked for, but the spots have only {n_distinct} different profiles."
         )
@@ -95,6 +97,8 @@ def find_domains(
             labels = mixture.fit_predict(embedding)
         probabilities = mixture.predict_proba(embedding).astype(np.float32)
     else:
+        if isinstance(embedding, torch.Tensor):
+            embedding = embedding.cpu().numpy()
         graph = neighbor_graph(embedding, config.leiden_neighbors, seed)
         if config.method == "leiden":
             labels = leiden(graph, n_domains, embedding, seed)

@@ -9,8 +9,6 @@ there is no such axis: (N, C_in) to (N, C_out).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -139,16 +137,6 @@ class BatchNorm(nn.Module):
             self.eps,
         )
         return normalised.view(x.shape)
-
-    @contextmanager
-    def measuring(self) -> Iterator[None]:
-        """Within: each pass replaces the running statistics by those of its own batch."""
-        training, momentum = self.training, self.momentum
-        self.training, self.momentum = True, 1.0
-        try:
-            yield
-        finally:
-            self.training, self.momentum = training, momentum
 
 
 class DenseBlock(nn.Module):

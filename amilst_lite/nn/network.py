@@ -32,6 +32,10 @@ class NetworkOutput(NamedTuple):
     """z = [f, g]."""
     reconstruction: Tensor
 
+    def of(self, rows: slice) -> NetworkOutput:
+        """The same of some of the spots."""
+        return NetworkOutput(*(part[rows] for part in self))
+
 
 class AMILSTNetwork(nn.Module):
     """Encoder, variational graph encoder and decoder of AMIL-ST.
@@ -81,6 +85,11 @@ class AMILSTNetwork(nn.Module):
             )
         shape = (config.n_centers, n_latent) if members is None else (members, config.n_centers, n_latent)
         self.centers = nn.Parameter(xavier_uniform(shape, generator))
+
+    @property
+    def hops(self) -> int:
+        """Products with Â between input and output: how far away a spot can still be felt."""
+        return 3 if isinstance(self.decoder, GraphDecoder) else 2
 
     def encode(
         self,

@@ -124,7 +124,9 @@ class SymmetricAdjacency:
             return torch.zeros_like(features)
         narrow = features.shape[1] <= _NARROW or features.dtype == torch.float64
         if self._csr is not None and narrow:
-            # Autocast would round both sides of a matrix product to bfloat16.
+            if not torch.is_autocast_enabled("cpu"):
+                return self._csr.to(features.dtype) @ features
+            # It would round both sides of a matrix product to bfloat16.
             with torch.autocast("cpu", enabled=False):
                 return self._csr.to(features.dtype) @ features
         return functional.embedding_bag(

@@ -1,0 +1,91 @@
+"""What one step of the training sees: the whole section, or a tile of it with its surroundings.
+
+What a recipe fixes is the number of optimisation steps. A section that fits is one batch; a larger one is
+cut into tiles, each with a halo of as many hops as the network has graph layers, so that the embedding of
+the tile's core is what the whole graph would give. Training time then does not grow with the spots.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .config import TrainConfig
+from .graph import SpatialGraph
+from .nn.sparse import SymmetricAdjacency
+
+__all__ = ["Batch", "batch_size", "limit_members", "make_batches"]
+
+_STEP_ROWS = 40_000  # spots × networks in one step, at most, unless a batch size is asked for
+
+
+def batch_size(config: TrainConfig) -> int:
+    """Spots of one step: those asked for, or as many as one network may see at a time."""
+    return _STEP_ROWS if config.batch_size is None else config.batch_size
+
+
+def limit_members(config: TrainConfig, n_spots: int) -> TrainConfig:
+    """Fewer networks where there are many spots: they cost as much as spots, and vary less there."""
+    return dataclasses.replace(config, members=min(config.members, max(1, _STEP_ROWS // n_spots)))
+
+
+class Batch:
+    """A tile's core and halo, or the whole section. B spots with the halo, n without.
+
+    Attributes
+    ----------
+    nodes : slice or Tensor of int64, (B,)
+        Internal nodes of the graph, core and halo.
+    core : slice
+        Where among ``nodes`` the core lies: the spots that count in losses and results.
+    rows : slice
+        The core's n nodes in the graph's order.
+    adjacency : SymmetricAdjacency, (B, B)
+        Of the whole graph's Â.
+    """
+
+    def __init__(
+        self, nodes: slice | Tensor, core: slice, rows: slice, adjacency: SymmetricAdjacency, edges: Tensor
+    ) -> None:
+        self.nodes, self.core, self.rows, self.adjacency = nodes, core, rows, adjacency
+        self._edges = edges
+        self.size = rows.stop - rows.start
+
+    @cached_property
+    def upper(self) -> Tensor:
+        """(2, E) edges among the core, numbered within it, each once."""
+        return self._edges[:, self._edges[0] < self._edges[1]].to(self.adjacency.device)
+
+    @cached_property
+    def lists(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Neighbours among the core: where each spot's begin (n,), how many (n,), all in one row (2E + 1,)."""
+        degrees = torch.bincount(self._edges[0], minlength=self.size)
+        # the list of a last spot without neighbours begins behind the others' end
+        neighbors = torch.cat([self._edges[1], self._edges.new_zeros(1)])
+        device = self.adjacency.device
+        return (degrees.cumsum(0) - degrees).to(device), degrees.to(device), neighbors.to(device)
+
+
+def make_batches(graph: SpatialGraph, size: int, hops: int, device: torch.device) -> list[Batch]:
+    """The whole graph as one batch, or tiles of at most ``size`` core spots with ``hops`` hops of halo."""
+    if graph.n_spots <= size:
+        everything = slice(0, graph.n_spots)
+        adjacency = SymmetricAdjacency(graph.adjacency(device))
+        return [Batch(everything, everything, everything, adjacency, graph.edges)]
+    batches = []
+    for tile in graph.tiles(size, hops):
+        start = int(tile.nodes[tile.core.start])
+        rows = slice(start, start + tile.core.stop - tile.core.start)
+        batches.append(
+            Batch(
+                tile.nodes.to(device),
+                tile.core,
+                rows,
+                SymmetricAdjacency(tile.adjacency.to(device)),
+                graph.edges_within(rows),
+            )
+        )
+    return batches
