@@ -114,6 +114,7 @@ def identify_domains(
     sample = None if sample_key is None else _column(adata, sample_key).to_numpy()
 
     components = None
+    logger.info("graph")
     graph = build_graph(coordinates, config.graph, sample)
     graphed = time.perf_counter()
     if use_rep is None:
@@ -392,6 +393,7 @@ def write_results(
     names = keys.ResultKeys(key_added)
     record = adata.uns[names.record]
     started = time.perf_counter()
+    logger.info("score")
     scores = {
         name: score(adata, annotation, domain=column, sample_key=sample_key)
         for name, column in (("domain", names.domain), ("refined", names.refined))
@@ -407,6 +409,7 @@ def write_results(
     ).to_csv(folder / "domains.csv", index=False)
     left_out = _draw(adata, folder, annotation, umap, names)
     drawn = time.perf_counter()
+    logger.info("write")
     adata.write_h5ad(folder / "result.h5ad")
     written = time.perf_counter()
     seconds = {

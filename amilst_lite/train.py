@@ -5,6 +5,7 @@ A step sees the whole section or a tile of it (`batches`). An epoch is a step of
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ __all__ = ["Callback", "Trainer", "TrainingResult", "train"]
 
 Callback = Callable[[int, int, dict[str, float]], None]
 """Called with the epoch (from 1), the number of epochs and that epoch's losses by name."""
+
+logger = logging.getLogger("amilst_lite")
 
 _DEC_REFRESH = 20  # epochs between two targets of the clustering term (DESIGN, section 4)
 
@@ -380,6 +383,7 @@ class Trainer:
             self._place_centers()
         for epoch in range(c.adversarial_epochs):
             recorder.add(c.epochs + epoch, self._published_adversarial_epoch(epoch))
+        logger.info("embed")
         if not self.published:
             self._calibrate()
         self.network.eval()

@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from accuracy import commit, measure, tissue_means
+from accuracy import measure, tissue_means
+from record import circumstances
 
 VARIANTS: dict[str, dict[str, object]] = {
     "default": {},
@@ -77,7 +78,7 @@ def main() -> int:
             "sections": {k: one["ari"] for k, one in scored.items()},
         }
         if options.json:
-            options.json.write_text(json.dumps({"variants": record, "commit": commit()}, indent=2) + "\n")
+            options.json.write_text(json.dumps({"variants": record, **circumstances()}, indent=2) + "\n")
     return 0
 
 

@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
 import time
 import warnings
@@ -29,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from record import circumstances
 
 CONTROLS = ("PCs", "PCs averaged", "filtered")
 
@@ -138,13 +137,6 @@ def tissue_means(values: dict[str, float]) -> float:
     return float(np.mean([np.mean(one) for one in tissues.values()]))
 
 
-def commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "unknown"
-
-
 def spread(values: list[float]) -> str:
     return f"{np.mean(values):.3f} ± {np.std(values):.3f}"
 
@@ -212,17 +204,13 @@ def main() -> int:
         + ", ".join(f"{name} {value:.3f}" for name, value in summary["controls"].items())
     )
     if options.json:
-        from amilst_lite.runtime import versions
-
         record = {
             "sections": sections,
             "summary": summary,
             "preset": options.preset,
             "settings": settings,
             "seeds": options.seeds,
-            "machine": platform.processor() or platform.machine(),
-            "versions": versions(),
-            "commit": commit(),
+            **circumstances(),
         }
         options.json.write_text(json.dumps(record, indent=2) + "\n")
     return 0

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 import warnings
 from collections.abc import Callable
@@ -31,8 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sklearn
-import torch
+from record import circumstances
 from sklearn.cluster import KMeans as TheirKMeans
 from sklearn.decomposition import PCA as TheirPCA
 from sklearn.mixture import GaussianMixture as TheirMixture
@@ -134,15 +132,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the best counts")
     parser.add_argument("--only", default="", help="run only what has this in its name")
     options = parser.parse_args()
-    machine = {
-        "platform": platform.platform(),
-        "torch": torch.__version__,
-        "scikit-learn": sklearn.__version__,
-        "threads": torch.get_num_threads(),
-    }
-    print(
-        f"{machine}\n{'what':26} {'n':>9} {'ours s':>8} {'sklearn s':>9} {'ratio':>6}  quality: ours, sklearn"
-    )
+    print(f"{'what':26} {'n':>9} {'ours s':>8} {'sklearn s':>9} {'ratio':>6}  quality: ours, sklearn")
     results = []
     for size in options.sizes.split(","):
         for contest in contests(*simulate(int(float(size)))):
@@ -156,7 +146,7 @@ def main() -> None:
                 flush=True,
             )
     if options.json:
-        options.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+        options.json.write_text(json.dumps({**circumstances(), "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -18,10 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import time
 import warnings
 from collections.abc import Callable
@@ -29,11 +26,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from record import circumstances
 from scipy import sparse
 
 from amilst_lite.graph import SpatialGraph
 from amilst_lite.nn.sparse import SymmetricAdjacency, propagate
-from amilst_lite.runtime import resolve_device, synchronize, versions
+from amilst_lite.runtime import resolve_device, synchronize
 
 # index_add writes out one row of H for each edge; beyond this it only measures the memory.
 MOST_GATHERED_BYTES = 2 * 2**30
@@ -111,34 +109,6 @@ def measure(functions: dict[str, Callable], device: torch.device, seconds: float
     }
 
 
-def machine(device: torch.device) -> dict:
-    """What the figures were measured on."""
-    model = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
-    return {
-        "processor": model,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-    }
-
-
-def commit() -> str:
-    """The commit of this checkout, with "+" when files differ from it."""
-    here = Path(__file__).parent
-    try:
-        run = [
-            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain"])
-        ]
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return run[0].strip() + ("+" if run[1].strip() else "")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="where to write the figures")
@@ -185,9 +155,7 @@ def main() -> None:
                 )
     record = {
         "benchmark": "kernels",
-        "machine": machine(device),
-        "versions": versions(),
-        "commit": commit(),
+        **circumstances(device),
         "seed": options.seed,
         "results": results,
     }

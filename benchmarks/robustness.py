@@ -19,7 +19,8 @@ from typing import Any
 
 import anndata as ad
 import numpy as np
-from accuracy import commit, tissue_means
+from accuracy import tissue_means
+from record import circumstances
 from scipy.spatial import cKDTree
 
 import amilst_lite as amilst
@@ -102,7 +103,7 @@ def main() -> int:
         print(f"{case:36s} {mean:6.3f} {cells}", flush=True)
         record[case] = {"mean": mean, "sections": found}
         if options.json:
-            options.json.write_text(json.dumps({"cases": record, "commit": commit()}, indent=2) + "\n")
+            options.json.write_text(json.dumps({"cases": record, **circumstances()}, indent=2) + "\n")
     return 0
 
 

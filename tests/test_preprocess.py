@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from amilst_lite import preprocess
 from amilst_lite.config import PRESETS, PreprocessConfig
 from amilst_lite.errors import AmilstWarning, InputError
-from amilst_lite.preprocess import check_counts, normalize, prepare, select_genes, top_up_shallow
+from amilst_lite.preprocess import CountRows, NormalizedCounts, normalize, prepare, select_genes, survey
 
 N, G = 80, 120
 
@@ -24,6 +25,10 @@ def counts():
     return sparse.csr_matrix(dense.astype(np.float32))
 
 
+def survey_of(counts):
+    return survey(CountRows(counts))
+
+
 def all_genes(**changes):
     return PreprocessConfig(n_top_genes=None, top_up=0.0, **changes)
 
@@ -36,8 +41,10 @@ def test_default_normalisation_is_median_log(counts):
     assert np.array_equal(genes, seen)
     kept = dense[:, seen]
     totals = kept.sum(1, keepdims=True)
-    np.testing.assert_allclose(normalised.toarray(), np.log1p(kept / totals * np.median(totals)), rtol=1e-5)
-    assert normalised.dtype == np.float32
+    np.testing.assert_allclose(
+        normalised[:].toarray(), np.log1p(kept / totals * np.median(totals)), rtol=1e-5
+    )
+    assert normalised[:].dtype == normalised.dtype == np.float32
     assert (counts != before).nnz == 0  # what was handed in is as it was
 
 
@@ -49,7 +56,7 @@ def test_published_normalisation_leaves_loud_genes_out_of_the_totals(counts):
     quiet = kept[:, ~loud].sum(1, keepdims=True)
     assert (quiet == 0).any()  # spots of loud genes alone are scaled by all they have
     expected = np.log1p(kept / np.where(quiet > 0, quiet, kept.sum(1, keepdims=True)))
-    np.testing.assert_allclose(normalised.toarray(), expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(normalised[:].toarray(), expected, rtol=1e-5, atol=1e-7)
 
 
 def test_gene_choice_is_by_pearson_residuals(counts):
@@ -73,7 +80,7 @@ def test_shallow_spots_are_filled_to_the_share_and_others_untouched(counts):
     ring = sparse.csr_matrix(
         (np.ones(2 * N, np.float32), (np.r_[rows, rows], np.r_[(rows + 1) % N, (rows - 1) % N]))
     )
-    filled = top_up_shallow(thin, ring, 0.5)
+    filled = NormalizedCounts(thin, PreprocessConfig(top_up=0.5), ring)._filled(slice(None))
     totals, before = np.asarray(filled.sum(1)).ravel(), np.asarray(thin.sum(1)).ravel()
     median = np.median(before)
     assert totals[7] == pytest.approx(0.5 * median, rel=1e-5)
@@ -82,7 +89,10 @@ def test_shallow_spots_are_filled_to_the_share_and_others_untouched(counts):
     np.testing.assert_allclose(added, pooled / pooled.sum() * added.sum(), rtol=1e-5)
     deep = before >= 0.5 * median
     np.testing.assert_array_equal(filled[deep].toarray(), thin[deep].toarray())
-    assert top_up_shallow(thin, ring, 1e-6) is thin
+    # its total, from which the scaling follows, is known without making its profile
+    normalised = NormalizedCounts(thin, PreprocessConfig(top_up=0.5), ring)[7:8]
+    expected = np.log1p(filled[7].toarray() / totals[7] * np.median(totals))
+    np.testing.assert_allclose(normalised.toarray(), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -103,10 +113,49 @@ def test_every_form_of_the_counts_gives_the_same_features(counts, form):
     np.testing.assert_array_equal(plain.features, other.features)
 
 
+@pytest.mark.parametrize("form", ["memory", "csr on disk", "dense on disk"])
+def test_many_blocks_give_the_same_features(counts, form, tmp_path, monkeypatch):
+    import anndata
+    import h5py
+
+    rows = np.arange(N)
+    ring = sparse.csr_matrix((np.ones(N, np.float32), (rows, (rows + 1) % N)))
+    config = PreprocessConfig(n_top_genes=60, top_up=0.8, n_components=5)
+    expected = prepare(counts, config, ring)
+    monkeypatch.setattr(preprocess, "_BLOCK_ENTRIES", 700)
+    monkeypatch.setattr(preprocess, "_SMALL", 0)
+    if form != "memory":
+        adata = anndata.AnnData(counts if form == "csr on disk" else counts.toarray())
+        adata.write_h5ad(tmp_path / "section.h5ad")
+        counts = anndata.read_h5ad(tmp_path / "section.h5ad", backed="r").X
+        assert isinstance(counts, h5py.Dataset) == (form == "dense on disk")
+        assert not CountRows(counts).in_memory
+    assert len(list(CountRows(counts))) > 1
+    found = prepare(counts, config, ring)
+    assert np.array_equal(found.genes, expected.genes)
+    np.testing.assert_allclose(found.features, expected.features, rtol=1e-3, atol=1e-3)
+
+
+def test_genes_are_chosen_on_a_sample_of_many_spots(counts, monkeypatch):
+    monkeypatch.setattr(preprocess, "_SELECTION_SPOTS", 30)
+    monkeypatch.setattr(preprocess, "_BLOCK_ENTRIES", 700)
+    sample = survey(CountRows(counts), seed=3).sample
+    chosen = np.sort(np.random.default_rng(3).choice(N, 30, replace=False))
+    assert (sample != counts[chosen]).nnz == 0
+
+
+def test_counts_stored_by_genes_on_disk_are_refused(counts, tmp_path):
+    import anndata
+
+    anndata.AnnData(counts.tocsc()).write_h5ad(tmp_path / "section.h5ad")
+    with pytest.raises(InputError, match="stored by genes"):
+        prepare(anndata.read_h5ad(tmp_path / "section.h5ad", backed="r").X)
+
+
 def test_features_are_principal_components(counts):
     preparation = prepare(counts, all_genes(n_components=5, scale_genes=True))
     normalised, _ = normalize(counts, all_genes())
-    dense = normalised.toarray()
+    dense = normalised[:].toarray()
     dense = (dense - dense.mean(0)) / dense.std(0, ddof=1)
     values = np.linalg.svd(dense, compute_uv=False)[:5]
     np.testing.assert_allclose(np.linalg.norm(preparation.features, axis=0), values, rtol=1e-4)
@@ -130,7 +179,7 @@ def test_components_are_limited_by_spots_and_genes(counts):
 )
 def test_unusable_counts(counts, spoil, message):
     with pytest.raises(InputError, match=message):
-        check_counts(spoil(counts))
+        survey_of(spoil(counts))
 
 
 def test_no_gene_left(counts):
@@ -140,11 +189,11 @@ def test_no_gene_left(counts):
 
 def test_suspicious_counts_warn(counts):
     with pytest.warns(AmilstWarning, match="whole numbers"):
-        check_counts(counts.log1p())
+        survey_of(counts.log1p())
     empty = counts.copy().tolil()
     empty[3] = 0
     with pytest.warns(AmilstWarning, match="1 of 80 spots have no counts"):
-        check_counts(empty.tocsr())
+        survey_of(empty.tocsr())
 
 
 def test_an_empty_spot_or_gene_changes_no_other_feature(counts):
@@ -166,7 +215,7 @@ def test_published_recipe_against_scanpy(counts):
     sc.pp.normalize_total(adata, target_sum=1, exclude_highly_expressed=True)
     sc.pp.log1p(adata)
     normalised, _ = normalize(counts, PRESETS["published"].preprocess)
-    np.testing.assert_allclose(normalised.toarray(), adata.X.toarray(), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(normalised[:].toarray(), adata.X.toarray(), rtol=1e-5, atol=1e-7)
     sc.pp.scale(adata)
     sc.pp.pca(adata, n_comps=20, svd_solver="full")
     ours = prepare(counts, PreprocessConfig(

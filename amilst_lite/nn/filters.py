@@ -22,8 +22,9 @@ from .sparse import SymmetricAdjacency, propagate
 __all__ = ["wiener_filter"]
 
 # Random vectors for the density of frequencies (Hutchinson 1990): their error falls with the number of
-# spots, so that small sections take more of them, for next to nothing.
-_LEAST_PROBES, _MOST_PROBES, _PROBE_ENTRIES = 32, 512, 500_000
+# entries in all of them, so that small sections take more of them, for next to nothing.
+_LEAST_PROBES, _MOST_PROBES, _PROBE_ENTRIES = 4, 512, 500_000
+_ROWS = 8192  # in a block
 _GRID = 1025  # points in arccos(eigenvalue) at which a filter is tabulated
 
 
@@ -90,15 +91,17 @@ def _chebyshev_moments(adjacency: SymmetricAdjacency, columns: Tensor, degree: i
     """
 
     def dot(a: Tensor, b: Tensor) -> np.ndarray:
-        return (a * b).sum(0).double().cpu().numpy()
+        # by blocks of rows, whose product stays in the cache
+        parts = [(x * y).sum(0) for x, y in zip(a.split(_ROWS), b.split(_ROWS), strict=True)]
+        return torch.stack(parts).double().sum(0).cpu().numpy()
 
     moments = np.empty((degree + 1, columns.shape[1]))
-    before, now = columns, propagate(adjacency, columns)
+    before, now = columns.clone(), propagate(adjacency, columns)
     moments[0], moments[1] = dot(before, before), dot(before, now)
     for m in range(1, degree // 2 + 1):
         moments[2 * m] = 2 * dot(now, now) - moments[0]
         if m < degree // 2:
-            before, now = now, 2 * propagate(adjacency, now) - before
+            before, now = now, _next(adjacency, before, now)
             moments[2 * m + 1] = 2 * dot(now, before) - moments[1]
     return moments
 
@@ -151,9 +154,15 @@ def _jackson(degree: int) -> np.ndarray:
 
 def _apply(adjacency: SymmetricAdjacency, columns: Tensor, coefficients: Tensor) -> Tensor:
     """Σ_m coefficients[m] · T_m(Â) of each column."""
-    before, now = columns, propagate(adjacency, columns)
-    result = coefficients[0] * before + coefficients[1] * now
+    before, now = columns.clone(), propagate(adjacency, columns)
+    result = coefficients[0] * before
+    result.addcmul_(coefficients[1], now)
     for order in range(2, len(coefficients)):
-        before, now = now, 2 * propagate(adjacency, now) - before
-        result += coefficients[order] * now
+        before, now = now, _next(adjacency, before, now)
+        result.addcmul_(coefficients[order], now)
     return result
+
+
+def _next(adjacency: SymmetricAdjacency, before: Tensor, now: Tensor) -> Tensor:
+    """T_{m+1} = 2·Â·T_m − T_{m−1}, in the place of T_{m−1}."""
+    return before.lerp_(propagate(adjacency, now), 2.0)
