@@ -82,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--annotation", metavar="COLUMN|FILE", help="truth to score against: obs column or table"
     )
+    _add_backed_flag(run)
     run.add_argument("--sample-key", metavar="COLUMN", help="obs column that tells sections apart")
     _add_method_flags(run)
 
@@ -108,8 +109,19 @@ def build_parser() -> argparse.ArgumentParser:
     info = _command(commands, "info", _info, "what an input holds; without one, this installation", common)
     info.add_argument("input", nargs="?", metavar="INPUT", help="as for run")
     info.add_argument("--coordinates", metavar="TABLE", help="as for run")
+    _add_backed_flag(info)
     info.add_argument("--settings", action="store_true", help="list every setting with its default")
     return parser
+
+
+def _add_backed_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backed",
+        action="store_const",
+        const=True,
+        default="auto",
+        help="read the counts from disk in blocks (h5ad, 10x h5; by itself if they are a third of the memory)",
+    )
 
 
 def _command(commands: Any, name: str, call: Any, text: str, common: argparse.ArgumentParser) -> Any:
@@ -199,7 +211,7 @@ def _run(options: argparse.Namespace, console: _Console) -> None:
 
     with io.atomic_folder(options.output, overwrite=options.force) as folder:
         console.say(f"reading {options.input}")
-        adata = io.read(options.input, coordinates=options.coordinates)
+        adata = io.read(options.input, coordinates=options.coordinates, backed=options.backed)
         annotation = _annotate(adata, options.annotation)
         _identify(adata, folder, options, console, annotation, source=str(options.input))
     console.say_files(Path(options.output))
@@ -305,7 +317,7 @@ def _info(options: argparse.Namespace, console: _Console) -> None:
         return
     from . import io, pipeline
 
-    adata = io.read(options.input, coordinates=options.coordinates)
+    adata = io.read(options.input, coordinates=options.coordinates, backed=options.backed)
     for line in pipeline.describe(adata):
         sys.stdout.write(line + "\n")
 

@@ -23,7 +23,7 @@ from . import keys, metrics, plot
 from .config import Config
 from .errors import InputError, MissingExtraError, MissingKeyError
 from .estimator import AMILST, build_graph, check_n_domains
-from .preprocess import prepare
+from .preprocess import CountRows, prepare
 from .runtime import peak_memory, resolve_device, spawn_seeds, versions
 from .simulate import simulate_tissue
 from .train import Callback
@@ -267,7 +267,7 @@ def _column(adata: ad.AnnData, name: Hashable) -> pd.Series:
 def describe(adata: ad.AnnData) -> list[str]:
     """A few lines on what a section holds, for a look before a run."""
     counts = counts_of(adata)
-    totals = np.asarray(counts.sum(1)).ravel()
+    totals = CountRows(counts).totals()
     coordinates = coordinates_of(adata)
     extent = " × ".join(f"{length:g}" for length in np.ptp(coordinates, axis=0))
     spacing = np.median(cKDTree(coordinates).query(coordinates, 2)[0][:, 1]) if adata.n_obs > 1 else 0.0
@@ -410,7 +410,7 @@ def write_results(
     left_out = _draw(adata, folder, annotation, umap, names)
     drawn = time.perf_counter()
     logger.info("write")
-    adata.write_h5ad(folder / "result.h5ad")
+    _without_counts_on_disk(adata, left_out).write_h5ad(folder / "result.h5ad")
     written = time.perf_counter()
     seconds = {
         **record["seconds"],
@@ -436,6 +436,15 @@ def write_results(
     text = json.dumps(summary, indent=2, default=lambda value: np.asarray(value).tolist())
     (folder / "run.json").write_text(text + "\n")
     return summary
+
+
+def _without_counts_on_disk(adata: ad.AnnData, left_out: list[str]) -> ad.AnnData:
+    """The same without an ``X`` that was left on disk: nobody wants a second copy of what fills it."""
+    if adata.X is None or CountRows(adata.X).in_memory or isinstance(adata.X, np.ndarray):
+        return adata
+    left_out.append("counts in result.h5ad: they were read from disk, and stay where they are")
+    parts = {name: dict(getattr(adata, name)) for name in ("obsm", "varm", "obsp", "varp", "layers", "uns")}
+    return ad.AnnData(obs=adata.obs, var=adata.var, **parts)
 
 
 def _draw(

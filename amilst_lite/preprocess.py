@@ -28,7 +28,6 @@ logger = logging.getLogger("amilst_lite")
 
 _SELECTION_SPOTS = 20_000  # spots on which genes are chosen
 _BLOCK_ENTRIES = 4_000_000  # entries in hand at a time, dense (16 MB) or stored (32 MB)
-_DENSITY = 0.1  # share of entries that are stored, assumed of a matrix on disk
 _SMALL = 20_000_000  # stored entries up to which normalised expression is held whole: passes are faster
 
 
@@ -78,24 +77,30 @@ class CountRows:
         self.counts = counts
         self.shape: tuple[int, int] = counts.shape
         self.in_memory = sparse.issparse(counts)
-        stored = counts.nnz if self.in_memory else _DENSITY * self.shape[0] * self.shape[1]
+        # of a CSR matrix its three arrays, of which those on disk are read slice by slice
+        self._arrays: tuple[Any, Any, np.ndarray] | None = None
+        if self.in_memory:
+            self._arrays = counts.data, counts.indices, counts.indptr
+        elif hasattr(counts, "group"):  # anndata's, on disk
+            self._arrays = counts.group["data"], counts.group["indices"], counts.group["indptr"][:]
+        stored = self.shape[0] * self.shape[1] if self._arrays is None else len(self._arrays[0])
         self._step = int(max(1, _BLOCK_ENTRIES * self.shape[0] // max(stored, 1)))
 
     def __getitem__(self, rows: slice) -> sparse.csr_matrix:
         """The counts of some spots, float32; shared with the whole where that is possible."""
-        if not self.in_memory:
+        if self._arrays is None:
             return sparse.csr_matrix(self.counts[rows], dtype=np.float32)
-        # scipy would copy the entries of the slice
+        data, indices, indptr = self._arrays
         start, stop, _ = rows.indices(self.shape[0])
-        begin, end = int(self.counts.indptr[start]), int(self.counts.indptr[stop])
-        return sparse.csr_matrix(
-            (
-                self.counts.data[begin:end].astype(np.float32, copy=False),
-                self.counts.indices[begin:end],
-                self.counts.indptr[start : stop + 1] - self.counts.indptr[start],
-            ),
-            shape=(stop - start, self.shape[1]),
-        )
+        stored = slice(int(indptr[start]), int(indptr[stop]))
+        # scipy would copy the entries of a slice
+        values = data[stored].astype(np.float32, copy=False)
+        ends = indptr[start : stop + 1] - indptr[start]
+        block = sparse.csr_matrix((values, indices[stored], ends), shape=(stop - start, self.shape[1]))
+        if not self.in_memory:
+            block.check_format(full_check=True)  # a file may hold anything
+            block.sum_duplicates()
+        return block
 
     def __iter__(self) -> Iterator[tuple[slice, sparse.csr_matrix]]:
         for start in range(0, self.shape[0], self._step):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import h5py
 
 from ..errors import InputError
+from ..runtime import total_memory
 from .coordinates import join_coordinates
 from .files import PathLike, examples, existing, find_one, listing, open_text, reading
 from .h5ad import is_h5ad, read_h5ad
@@ -31,6 +32,7 @@ def read(
     coordinates: PathLike | None = None,
     genome: str | None = None,
     library_id: str | None = None,
+    backed: bool | Literal["auto"] = False,
 ) -> AnnData:
     """Read a section from any supported input, recognised by its content.
 
@@ -51,6 +53,9 @@ def read(
         For 10x HDF5 files with several genomes.
     library_id
         For Visium folders: name of the section in ``uns["spatial"]``.
+    backed
+        Leave the counts on disk, to be read by blocks of rows: for ``.h5ad`` and 10x HDF5 files that do not
+        fit into memory. "auto": if they would take more than a third of this machine's.
 
     Returns
     -------
@@ -80,6 +85,11 @@ def read(
     if library_id is not None and kind != "visium":
         raise InputError(f"library_id={library_id!r} was given, but {path} is no Visium folder.")
 
+    if backed == "auto":
+        backed = kind in ("h5ad", "10x_h5") and _is_large(path)
+    elif backed and kind not in ("h5ad", "10x_h5"):
+        raise InputError(f"backed=True is for .h5ad and 10x HDF5 files; {path} is none of them.")
+
     if kind == "table":
         if coordinates is None:
             raise _no_coordinates(path)
@@ -87,11 +97,11 @@ def read(
     if kind == "visium":
         adata = read_visium(path, genome=genome, library_id=library_id)
     elif kind == "h5ad":
-        adata = read_h5ad(path)
+        adata = read_h5ad(path, backed=backed)
     elif coordinates is None:
         raise _no_coordinates(path)
     else:
-        adata = read_10x_h5(path, genome=genome) if kind == "10x_h5" else read_10x_mtx(path)
+        adata = read_10x_h5(path, genome=genome, backed=backed) if kind == "10x_h5" else read_10x_mtx(path)
     return adata if coordinates is None else join_coordinates(adata, coordinates, copy=False)
 
 
@@ -133,6 +143,21 @@ def recognise(path: PathLike) -> tuple[str, Path]:
     if "\0" in head:
         raise InputError(f"{path} is of no known format. Expected {_KNOWN}.")
     return ("10x_mtx" if head.startswith("%%MatrixMarket") else "table"), path
+
+
+def _is_large(path: Path) -> bool:
+    """Whether the counts of an HDF5 file would take more than a third of the memory."""
+    entries = 0
+
+    def count(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        nonlocal entries
+        if isinstance(item, h5py.Dataset) and name in ("X", "X/data", "matrix/data"):
+            entries = item.size
+
+    with reading(path, "an HDF5 file"), h5py.File(path, "r") as file:
+        file.visititems(count)
+    memory = total_memory()
+    return memory is not None and 8 * entries > memory / 3
 
 
 def _recognise_folder(folder: Path) -> tuple[str, Path]:

@@ -23,20 +23,23 @@ def is_h5ad(file: h5py.File) -> bool:
     return file.attrs.get("encoding-type") == "anndata" or {"X", "obs", "var"} <= set(file)
 
 
-def read_h5ad(path: PathLike) -> AnnData:
+def read_h5ad(path: PathLike, *, backed: bool = False) -> AnnData:
     """Read an ``.h5ad`` file.
 
     Parameters
     ----------
     path
         File written by ``AnnData.write_h5ad``.
+    backed
+        Leave ``X`` on disk, to be read by blocks of rows.
 
     Returns
     -------
     AnnData
         As stored, but for two things: counts in ``X`` (no value below zero or with a fraction) become
         CSR in float32, in whatever form they were, and names are made unique. An ``X`` that holds
-        anything else is left alone. ``obsm["spatial"]`` may be missing; what needs it will say so.
+        anything else is left alone, and so is one on disk. ``obsm["spatial"]`` may be missing; what
+        needs it will say so.
 
     Warns
     -----
@@ -61,13 +64,13 @@ def read_h5ad(path: PathLike) -> AnnData:
         with warnings.catch_warnings():
             # our own warning below says the same, and what was done about it
             warnings.filterwarnings("ignore", message=".* names are not unique", category=UserWarning)
-            adata = anndata.read_h5ad(path)
+            adata = anndata.read_h5ad(path, backed="r" if backed else None)
         if adata.X is None and keys.COUNTS not in adata.layers:
             raise InputError(
                 f"{path} holds no expression: expected counts in X or layers[{keys.COUNTS!r}], "
                 f"found no X and the layers {examples(adata.layers)}."
             )
-        if adata.X is not None and _are_counts(adata.X):
+        if adata.X is not None and not backed and _are_counts(adata.X):
             adata.X = to_csr(adata.X)
     adata.obs_names = unique(adata.obs_names, "spot names", path)
     adata.var_names = unique(adata.var_names, "gene names", path)
@@ -76,5 +79,6 @@ def read_h5ad(path: PathLike) -> AnnData:
 
 def _are_counts(matrix: Any) -> bool:
     values = matrix.data if sparse.issparse(matrix) else np.asarray(matrix)
+    blocks = np.array_split(values, max(1, values.size // 1_000_000))
     # float32, the form to come, holds whole numbers up to 2^24; NaN fails the first comparison
-    return bool(np.all((values >= 0) & (values <= 2**24) & (values == np.floor(values))))
+    return all(bool(np.all((one >= 0) & (one <= 2**24) & (one == np.floor(one)))) for one in blocks)

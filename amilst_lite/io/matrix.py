@@ -35,13 +35,13 @@ def to_csr(matrix: Any) -> sparse.csr_matrix:
     return matrix
 
 
-def assemble(matrix: sparse.csr_matrix, obs: pd.DataFrame, var: pd.DataFrame, source: Path) -> AnnData:
+def assemble(matrix: Any, obs: pd.DataFrame, var: pd.DataFrame, source: Path) -> AnnData:
     """An AnnData of ``matrix`` (n spots × d genes), its names made unique.
 
     Parameters
     ----------
     matrix
-        Counts, n × d.
+        Counts, n × d: CSR, or a matrix on disk.
     obs, var
         Columns of the spots (n rows) and genes (d rows), indexed by their names.
     source

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+from collections import UserDict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -38,7 +39,24 @@ def is_10x(file: h5py.File) -> bool:
     return modern or bool(legacy_genomes(file))
 
 
-def read_10x_h5(path: PathLike, *, genome: str | None = None, gene_expression_only: bool = True) -> AnnData:
+class _MarkedGroup(h5py.Group):
+    """A 10x matrix with the marks by which anndata knows a CSR matrix on disk."""
+
+    @property
+    def attrs(self) -> UserDict[str, Any]:
+        shape = self["shape"][:] if "shape" in self else (len(self["genes"]), len(self["barcodes"]))
+        marks = {"encoding-type": "csr_matrix", "encoding-version": "0.1.0"}
+        # stored as genes × barcodes in CSC, which is barcodes × genes in CSR
+        return UserDict({**marks, "shape": (int(shape[1]), int(shape[0]))})
+
+
+def read_10x_h5(
+    path: PathLike,
+    *,
+    genome: str | None = None,
+    gene_expression_only: bool = True,
+    backed: bool = False,
+) -> AnnData:
     """Read a 10x HDF5 matrix (Cell Ranger 1, 2 or 3+, Space Ranger; also probe matrices).
 
     Parameters
@@ -50,6 +68,8 @@ def read_10x_h5(path: PathLike, *, genome: str | None = None, gene_expression_on
         with several, one must be chosen.
     gene_expression_only
         Leave out features that are no genes (antibodies, guides, ...).
+    backed
+        Leave ``X`` on disk, to be read by blocks of rows; where features have to be left out, all is read.
 
     Returns
     -------
@@ -95,9 +115,12 @@ def read_10x_h5(path: PathLike, *, genome: str | None = None, gene_expression_on
         obs = pd.DataFrame(index=_text(group["barcodes"]))
         if "filtered_barcodes" in group:
             obs["filtered_barcodes"] = group["filtered_barcodes"][:].astype(bool)
-        # stored as genes × barcodes in CSC, which is barcodes × genes in CSR
-        arrays = (group["data"][:], group["indices"][:], group["indptr"][:])
-        matrix = to_csr(sparse.csr_matrix(arrays, shape=(len(group["barcodes"]), len(group[genes]))))
+        if backed:
+            matrix = _on_disk(path, group.name)
+        else:
+            # stored as genes × barcodes in CSC, which is barcodes × genes in CSR
+            arrays = (group["data"][:], group["indices"][:], group["indptr"][:])
+            matrix = to_csr(sparse.csr_matrix(arrays, shape=(len(group["barcodes"]), len(group[genes]))))
     return _select(assemble(matrix, obs, var, path), path, genome, gene_expression_only)
 
 
@@ -139,6 +162,13 @@ def read_10x_mtx(path: PathLike, *, gene_expression_only: bool = True) -> AnnDat
     var["feature_types"] = features[2].to_numpy() if features.shape[1] > 2 else GENE_EXPRESSION
     adata = assemble(matrix, pd.DataFrame(index=pd.Index(barcodes[0])), var, matrix_path)
     return _select(adata, matrix_path, None, gene_expression_only)
+
+
+def _on_disk(path: Path, group: str) -> Any:
+    """The matrix in ``group`` of a file, barcodes × genes, left on disk; the file stays open."""
+    from anndata.io import sparse_dataset
+
+    return sparse_dataset(_MarkedGroup(h5py.File(path, "r")[group].id))
 
 
 def _text(dataset: h5py.Dataset) -> np.ndarray:
