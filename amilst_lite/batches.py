@@ -7,29 +7,15 @@ the tile's core is what the whole graph would give. Training time then does not 
 
 from __future__ import annotations
 
-import dataclasses
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from .config import TrainConfig
 from .graph import SpatialGraph
 from .nn.sparse import SymmetricAdjacency
 
-__all__ = ["Batch", "batch_size", "limit_members", "make_batches"]
-
-_STEP_ROWS = 40_000  # spots × networks in one step, at most, unless a batch size is asked for
-
-
-def batch_size(config: TrainConfig) -> int:
-    """Spots of one step: those asked for, or as many as one network may see at a time."""
-    return _STEP_ROWS if config.batch_size is None else config.batch_size
-
-
-def limit_members(config: TrainConfig, n_spots: int) -> TrainConfig:
-    """Fewer networks where there are many spots: they cost as much as spots, and vary less there."""
-    return dataclasses.replace(config, members=min(config.members, max(1, _STEP_ROWS // n_spots)))
+__all__ = ["Batch", "make_batches"]
 
 
 class Batch:

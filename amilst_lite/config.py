@@ -132,7 +132,9 @@ class TrainConfig(_Checked):
         4, "networks trained side by side from different starts (fewer above 10,000 spots)", minimum=1
     )
     batch_size: int | None = _option(
-        None, "spots seen in one epoch; a larger section is trained in tiles (none: 40,000)", minimum=1
+        None,
+        "spots seen in one epoch; a larger section is trained in tiles (none: 40,000, or less by memory)",
+        minimum=1,
     )
     learning_rate: float = _option(0.01, "Adam's rate for the network", minimum=0.0)
     weight_decay: float = _option(1e-4, "weight decay of the network", minimum=0.0)

@@ -7,6 +7,7 @@ The tree::
     ├── MissingKeyError (KeyError)           a column, layer or matrix is not there
     ├── MissingExtraError (ImportError)      an optional package is not installed
     ├── NotFittedError (sklearn's)           used before ``fit``
+    ├── InsufficientMemoryError (MemoryError) what is asked for cannot fit
     └── TrainingDivergedError (RuntimeError) a loss stopped being a finite number
 
     AmilstWarning (UserWarning)              usable, but probably not what was meant
@@ -22,6 +23,7 @@ __all__ = [
     "AmilstError",
     "AmilstWarning",
     "InputError",
+    "InsufficientMemoryError",
     "MissingExtraError",
     "MissingKeyError",
     "NotFittedError",
@@ -35,6 +37,10 @@ class AmilstError(Exception):
 
 class InputError(AmilstError, ValueError):
     """The input cannot be used as it is."""
+
+
+class InsufficientMemoryError(AmilstError, MemoryError):
+    """The machine is too small for what is asked of it; the message says what would fit."""
 
 
 class MissingKeyError(AmilstError, KeyError):

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClusterMixin
 
-from .batches import limit_members
 from .cluster.domains import find_domains
 from .cluster.selection import Selection, select_n_domains
 from .config import Config, FilterConfig, GraphConfig, preset
 from .errors import InputError
+from .estimate import limit_members
 from .graph import SpatialGraph
 from .nn.filters import wiener_filter
 from .nn.sparse import SymmetricAdjacency

@@ -6,6 +6,7 @@ that do the work, and writes their results into the slots that `keys.py` names.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import time
@@ -17,11 +18,13 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import pandas as pd
+import torch
 from scipy.spatial import cKDTree
 
 from . import keys, metrics, plot
 from .config import Config
 from .errors import InputError, MissingExtraError, MissingKeyError
+from .estimate import Estimate, check_memory, estimate
 from .estimator import AMILST, build_graph, check_n_domains
 from .preprocess import CountRows, prepare
 from .runtime import peak_memory, resolve_device, spawn_seeds, versions
@@ -32,6 +35,7 @@ __all__ = [
     "coordinates_of",
     "counts_of",
     "describe",
+    "estimate_run",
     "identify_domains",
     "score",
     "simulate_section",
@@ -39,6 +43,11 @@ __all__ = [
 ]
 
 logger = logging.getLogger("amilst_lite")
+
+_ADVICE = (
+    "Leave the counts on disk (amilst run --backed; in Python read(path, backed=True)), take fewer genes "
+    "(n_top_genes) or components (n_components), or run it section by section."
+)
 
 
 def identify_domains(
@@ -111,6 +120,9 @@ def identify_domains(
     # everything that can be refused is refused before the work begins
     check_n_domains(n_domains, adata.n_obs)
     coordinates = coordinates_of(adata)
+    needed = estimate_run(adata, n_domains, config=config, device=resolved, use_rep=use_rep)
+    logger.info("%s", needed)
+    check_memory(needed, resolved, _ADVICE)
     sample = None if sample_key is None else _column(adata, sample_key).to_numpy()
 
     components = None
@@ -149,6 +161,7 @@ def identify_domains(
         "config": _writable(config.to_dict()),
         "seed": seed,
         "device": str(resolved),
+        "estimate": _writable(dataclasses.asdict(needed)),
         "versions": versions(),
         "losses": {name: np.asarray(series) for name, series in model.history_.items()},
         "seconds": {
@@ -159,6 +172,44 @@ def identify_domains(
         },
         "peak_memory": _writable(peak_memory(resolved)),
     }
+
+
+def estimate_run(
+    adata: ad.AnnData,
+    n_domains: int | None = None,
+    *,
+    config: Config | None = None,
+    device: str | torch.device = "auto",
+    use_rep: str | None = None,
+) -> Estimate:
+    """What `identify_domains` and writing its results will need, without doing it.
+
+    Parameters
+    ----------
+    adata : AnnData
+        The section, its counts in memory or on disk.
+    n_domains, device, use_rep
+        As in `identify_domains`.
+    config : Config
+        The settings; the default preset's unless given.
+    """
+    config = Config() if config is None else config
+    resolved = resolve_device(device)
+    if use_rep is not None:
+        width = int(np.prod(np.shape(adata.obsm[use_rep])[1:])) if use_rep in adata.obsm else 30
+        return estimate(
+            adata.n_obs, 0, config.replace(n_components=max(1, width)), n_domains=n_domains, device=resolved
+        )
+    counts = CountRows(counts_of(adata))
+    return estimate(
+        adata.n_obs,
+        counts.n_entries,
+        config,
+        n_domains=n_domains,
+        n_genes=adata.n_vars,
+        on_disk=not counts.in_memory,
+        device=resolved,
+    )
 
 
 def score(
@@ -427,7 +478,7 @@ def write_results(
         "selection": record["selection"],
         "annotation": annotation,
         "scores": scores,
-        **{name: record[name] for name in ("preset", "config", "seed", "device", "versions")},
+        **{name: record[name] for name in ("preset", "config", "seed", "device", "estimate", "versions")},
         "seconds": seconds,
         "peak_memory": peak_memory(resolve_device(record["device"])),
         "left_out": left_out,

@@ -58,6 +58,14 @@ class CountRows:
     counts : scipy sparse, ndarray, backed AnnData matrix or HDF5 dataset, (n_spots, n_genes)
         CSR and dense matrices are taken as they are, on disk too; other sparse formats are converted once.
 
+    Attributes
+    ----------
+    shape : (int, int)
+    n_entries : int
+        Counts that are stored; of a dense matrix all.
+    in_memory : bool
+        As a sparse matrix.
+
     Raises
     ------
     InputError
@@ -83,8 +91,8 @@ class CountRows:
             self._arrays = counts.data, counts.indices, counts.indptr
         elif hasattr(counts, "group"):  # anndata's, on disk
             self._arrays = counts.group["data"], counts.group["indices"], counts.group["indptr"][:]
-        stored = self.shape[0] * self.shape[1] if self._arrays is None else len(self._arrays[0])
-        self._step = int(max(1, _BLOCK_ENTRIES * self.shape[0] // max(stored, 1)))
+        self.n_entries = self.shape[0] * self.shape[1] if self._arrays is None else len(self._arrays[0])
+        self._step = int(max(1, _BLOCK_ENTRIES * self.shape[0] // max(self.n_entries, 1)))
 
     def __getitem__(self, rows: slice) -> sparse.csr_matrix:
         """The counts of some spots, float32; shared with the whole where that is possible."""

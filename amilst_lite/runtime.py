@@ -118,6 +118,8 @@ def total_memory(device: torch.device | None = None) -> int | None:
     None where the system does not tell.
     """
     if device is not None and device.type == "cuda":
+        if not torch.cuda.is_available():
+            return None
         return int(torch.cuda.get_device_properties(device).total_memory)
     limits = []
     with suppress(AttributeError, ValueError, OSError):  # Windows has no sysconf

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from . import losses
-from .batches import Batch, batch_size, make_batches
+from .batches import Batch, make_batches
 from .cluster.kmeans import KMeans
 from .config import NetworkConfig, TrainConfig
 from .errors import TrainingDivergedError
+from .estimate import batch_size
 from .graph import SpatialGraph
 from .nn.discriminators import BilinearDiscriminator, Generator, PairDiscriminator, PriorDiscriminator
 from .nn.layers import BatchNorm
@@ -140,7 +141,9 @@ class Trainer:
         self.network = AMILSTNetwork(features.shape[1], network_config, members, generator=weights).to(
             self.device
         )
-        self.batches = make_batches(graph, batch_size(self.config), self.network.hops, self.device)
+        self.batches = make_batches(
+            graph, batch_size(self.config, self.device), self.network.hops, self.device
+        )
         self._tiles = make_generator(tile_seed)
         self._sweep: list[int] = []
         n_f, n_g = self.network.n_f, self.network.n_g

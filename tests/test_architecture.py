@@ -16,7 +16,18 @@ OPTIONAL = {"matplotlib", "igraph", "umap"}
 LAYERS = [
     {"errors", "_version"},  # the root of layer 0: everyone may raise
     {"keys", "config", "runtime"},
-    {"graph", "decomposition", "nn", "losses", "cluster", "refine", "metrics", "autocorrelation", "simulate"},
+    {
+        "estimate",
+        "graph",
+        "decomposition",
+        "nn",
+        "losses",
+        "cluster",
+        "refine",
+        "metrics",
+        "autocorrelation",
+        "simulate",
+    },
     {"batches", "train", "estimator"},
     {"io", "preprocess", "plot"},
     {"pipeline"},
@@ -24,7 +35,7 @@ LAYERS = [
 ]
 LAYER = {room: depth for depth, rooms in enumerate(LAYERS) for room in rooms}
 # Two stand beside each other by the plan: the estimator runs the training; figures give scores in titles.
-SAME_LAYER = {("estimator", "batches"), ("train", "batches"), ("estimator", "train"), ("__main__", "cli")}
+SAME_LAYER = {("train", "batches"), ("estimator", "train"), ("__main__", "cli")}
 
 
 def room_of(path):

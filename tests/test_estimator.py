@@ -10,8 +10,7 @@ from sklearn.base import clone
 from sklearn.metrics import adjusted_rand_score
 
 from amilst_lite import AMILST, SpatialGraph
-from amilst_lite.batches import limit_members
-from amilst_lite.config import Config, TrainConfig
+from amilst_lite.config import Config
 from amilst_lite.errors import InputError
 from amilst_lite.estimator import standardize
 
@@ -162,8 +161,3 @@ def test_standardize_keeps_relative_scales():
     assert scaled.var(0, unbiased=False).sum().item() == pytest.approx(1, rel=1e-5)
     ratio = scaled.std(0) / x.std(0)
     torch.testing.assert_close(ratio, ratio[:1].expand(3))
-
-
-def test_members_are_limited_by_the_number_of_spots():
-    config = TrainConfig(members=4)
-    assert [limit_members(config, n).members for n in (100, 10_000, 20_000, 10**6)] == [4, 4, 2, 1]
