@@ -151,7 +151,9 @@ class TrainConfig(_Checked):
     mutual_information_weight: float = _option(0.1, "weight of the mutual information", minimum=0.0)
     adversary: bool = _option(True, "train a generator of false pairs against the discriminator")
     clustering_weight: float = _option(10.0, "weight of the clustering term (second phase)", minimum=0.0)
-    record_every: int = _option(1, "epochs between two readings of the losses", minimum=1)
+    record_every: int = _option(
+        10, "epochs between two readings of the losses, each a wait for the GPU", minimum=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +174,11 @@ class ClusterConfig(_Checked):
         0.1, "weight of the reconstructions in the consensus, the rest being the features'", minimum=0.0
     )
     n_init: int = _option(160, "random starts of the clustering", minimum=1)
+    temperature: float = _option(
+        5.0,
+        "what the mixture's log odds are divided by, so that confidence is near to how often it is right",
+        minimum=1.0,
+    )
     leiden_neighbors: int = _option(20, "neighbours in the embedding for Leiden", minimum=1)
     refine_neighbors: int = _option(6, "spatial neighbours that vote in the refinement", minimum=1)
 
@@ -248,7 +255,7 @@ PRESETS: dict[str, Config] = {
             link_loss="masked",
             mutual_information_weight=0.01,
         ),
-        cluster=ClusterConfig(method="leiden", covariance_prior=0.0, cluster_on="latent"),
+        cluster=ClusterConfig(method="leiden", covariance_prior=0.0, cluster_on="latent", temperature=1.0),
     ),
 }
 """Named configurations: ``default``, and ``published`` for comparison with the paper's program."""

@@ -21,6 +21,7 @@ from amilst_lite import io
 from amilst_lite.errors import AmilstWarning, InputError, MissingExtraError
 from amilst_lite.io.coordinates import SpotTable
 from amilst_lite.io.files import examples, existing, reading
+from amilst_lite.preprocess import CountRows
 
 N_SPOTS, N_GENES = 12, 7
 BARCODES = [f"{'ACGT'[i % 4]}{'ACGT'[i // 4]}GATTACA-1" for i in range(N_SPOTS)]
@@ -771,6 +772,52 @@ def test_h5ad_with_coordinates_from_a_table(tmp_path):
     back = io.read(tmp_path / "s.h5ad", coordinates=write_coordinates(tmp_path / "xy.csv"))
     assert_is_section(back)
     assert back.obsm["spatial"][3].tolist() == [3.5, 6]
+
+
+# --- left on disk -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["h5ad", "10x", "10x of Cell Ranger 1"])
+def test_counts_left_on_disk(tmp_path, kind):
+    if kind == "h5ad":
+        path = tmp_path / "s.h5ad"
+        var = pd.DataFrame(index=GENES)
+        adata = anndata.AnnData(sparse.csr_matrix(COUNTS), obs=pd.DataFrame(index=BARCODES), var=var)
+        adata.write_h5ad(path)
+    elif kind == "10x":
+        path = write_10x_h5(tmp_path / "m.h5")
+    else:
+        path = write_legacy_h5(tmp_path / "m.h5", {"hg19": COUNTS})
+    back = io.read(path, coordinates=write_coordinates(tmp_path / "xy.csv"), backed=True)
+    rows = CountRows(back.X)
+    assert not rows.in_memory and rows.shape == COUNTS.shape
+    np.testing.assert_array_equal(rows[:].toarray(), COUNTS)
+    np.testing.assert_array_equal(rows[3:5].toarray(), COUNTS[3:5])
+    assert list(back.obs_names) == BARCODES and list(back.var_names) == GENES
+    assert back.obsm["spatial"][3].tolist() == [3.5, 6]
+
+
+def test_features_to_leave_out_are_left_out_in_memory(tmp_path):
+    types = ["Gene Expression"] * (N_GENES - 2) + ["Antibody Capture"] * 2
+    back = io.read_10x_h5(write_10x_h5(tmp_path / "m.h5", feature_type=types), backed=True)
+    np.testing.assert_array_equal(CountRows(back.X)[:].toarray(), COUNTS[:, :-2])
+
+
+def test_what_fills_the_memory_stays_on_disk_by_itself(tmp_path, monkeypatch):
+    path = write_10x_h5(tmp_path / "m.h5")
+    table = write_coordinates(tmp_path / "xy.csv")
+    assert CountRows(io.read(path, coordinates=table, backed="auto").X).in_memory
+    monkeypatch.setattr("amilst_lite.io.dispatch.total_memory", lambda: 1000)
+    assert not CountRows(io.read(path, coordinates=table, backed="auto").X).in_memory
+    monkeypatch.setattr("amilst_lite.io.dispatch.total_memory", lambda: None)
+    assert CountRows(io.read(path, coordinates=table, backed="auto").X).in_memory
+
+
+def test_only_hdf5_can_stay_on_disk(tmp_path):
+    path = tmp_path / "counts.csv"
+    pd.DataFrame(COUNTS, index=BARCODES, columns=GENES).to_csv(path)
+    with pytest.raises(InputError, match="backed=True is for .h5ad and 10x HDF5 files"):
+        io.read(path, coordinates=write_coordinates(tmp_path / "xy.csv"), backed=True)
 
 
 def test_h5ad_with_repeated_names(tmp_path):

@@ -110,3 +110,17 @@ def test_too_few_different_profiles():
     X = np.repeat(np.eye(2, 3, dtype=np.float32), 10, axis=0)
     with pytest.raises(InputError, match="only 2 different profiles"):
         find_domains(X, 3)
+
+
+def test_temperature_divides_the_log_odds_and_moves_no_label():
+    X, _ = blobs(3, apart=2.0)
+    plain, flat = (
+        find_domains(X, 3, ClusterConfig(n_init=8, temperature=temperature), seed=2)
+        for temperature in (1.0, 4.0)
+    )
+    assert np.array_equal(plain.labels, flat.labels)
+    np.testing.assert_allclose(flat.probabilities.sum(1), 1, atol=1e-5)
+    odds, flat_odds = (np.log(d.probabilities[:, 0] / d.probabilities[:, 1]) for d in (plain, flat))
+    some = np.abs(odds) < 10
+    assert some.sum() > 20
+    np.testing.assert_allclose(flat_odds[some], odds[some] / 4, rtol=1e-3, atol=1e-3)

@@ -227,6 +227,21 @@ def test_write_results(done, tmp_path):
     assert set(written["files"]) == names
 
 
+def test_counts_on_disk_give_the_same_and_are_not_written_again(section, done, tmp_path):
+    section.write_h5ad(tmp_path / "section.h5ad")
+    (tmp_path / "out").mkdir()
+    adata = ad.read_h5ad(tmp_path / "section.h5ad", backed="r")
+    run(adata)
+    np.testing.assert_array_equal(adata.obs["amilst_domain"], done.obs["amilst_domain"])
+    np.testing.assert_array_equal(adata.obsm["X_amilst"], done.obsm["X_amilst"])
+    assert pipeline.describe(adata)[:3] == pipeline.describe(section)[:3]
+    summary = pipeline.write_results(adata, tmp_path / "out")
+    assert any("counts" in line for line in summary["left_out"])
+    back = ad.read_h5ad(tmp_path / "out" / "result.h5ad")
+    assert back.X is None and back.shape == adata.shape
+    np.testing.assert_array_equal(back.obsm["X_amilst"], done.obsm["X_amilst"])
+
+
 def test_without_matplotlib_the_rest_is_written(done, tmp_path, monkeypatch):
     for name in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg"):
         monkeypatch.setitem(__import__("sys").modules, name, None)

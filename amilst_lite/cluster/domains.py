@@ -26,8 +26,10 @@ class Domains:
     labels : ndarray of int64, (N,)
         0..K-1, the largest domain first.
     probabilities : ndarray of float32, (N, K)
-        Rows sum to one. For a mixture the posterior; for k-means and Leiden, which have none, the
-        share of each domain among the spot and its neighbours in the embedding.
+        Rows sum to one. For a mixture the posterior, flattened by the ``temperature`` of the settings: a
+        mixture takes the columns for independent evidence, which filtered expression is not, and is far
+        surer than it is right. For k-means and Leiden, which have no posterior, the share of each domain
+        among the spot and its neighbours in the embedding.
     """
 
     labels: np.ndarray
@@ -95,7 +97,7 @@ def find_domains(
             # empty domains are counted below, once, in the words of a user who asked for domains
             warnings.simplefilter("ignore", AmilstWarning)
             labels = mixture.fit_predict(embedding)
-        probabilities = mixture.predict_proba(embedding).astype(np.float32)
+        probabilities = _flattened(mixture.predict_proba(embedding), config.temperature)
     else:
         if isinstance(embedding, torch.Tensor):
             embedding = embedding.cpu().numpy()
@@ -116,3 +118,10 @@ def find_domains(
         )
     by_size = np.argsort(-sizes, kind="stable")
     return Domains(np.argsort(by_size)[labels], probabilities[:, by_size])
+
+
+def _flattened(posterior: np.ndarray, temperature: float) -> np.ndarray:
+    """The posterior (N, K) with its log odds divided by the temperature; float32."""
+    np.power(posterior, 1.0 / temperature, out=posterior)
+    posterior /= posterior.sum(1, keepdims=True)
+    return posterior.astype(np.float32)
