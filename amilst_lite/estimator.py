@@ -201,25 +201,29 @@ class AMILST(ClusterMixin, BaseEstimator):
         return self.fit(X, coordinates, sample).labels_
 
     def _check(self, X: Any, coordinates: Any) -> torch.Tensor:
-        """X as a float32 tensor, once K and the shapes are known to fit."""
-        array = np.asarray(X.detach().cpu() if isinstance(X, torch.Tensor) else X)
+        """X as a float32 tensor, where it is, once K and the shapes are known to fit."""
+        array = X.detach() if isinstance(X, torch.Tensor) else np.asarray(X)
         if array.ndim != 2 or array.shape[1] == 0:
-            raise InputError(f"expected features of shape (spots, features); found shape {array.shape}.")
+            raise InputError(
+                f"expected features of shape (spots, features); found shape {tuple(array.shape)}."
+            )
         if len(array) != len(coordinates):
             raise InputError(
                 f"features and coordinates must have one row a spot; found {len(array)} and {len(coordinates)}."
             )
         try:
-            array = array.astype(np.float32)
+            features = torch.as_tensor(array if isinstance(array, torch.Tensor) else array.astype(np.float32))
         except (TypeError, ValueError) as error:
             raise InputError(f"features must be numbers; found dtype {array.dtype}.") from error
-        if not np.isfinite(array).all():
-            rows = np.flatnonzero(~np.isfinite(array).all(1))
+        features = features.to(torch.float32)
+        finite = torch.isfinite(features).all(1)
+        if not finite.all():
+            rows = torch.nonzero(~finite).flatten()
             raise InputError(
-                f"features must be finite; found NaN or infinity in {len(rows)} spot(s), first row {rows[0]}."
+                f"features must be finite; found NaN or infinity in {len(rows)} spot(s), first row {int(rows[0])}."
             )
         check_n_domains(self.n_domains, len(array))
-        return torch.from_numpy(array)
+        return features
 
     @contextmanager
     def _timed(self, stage: str, device: torch.device) -> Iterator[None]:

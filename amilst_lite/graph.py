@@ -31,6 +31,7 @@ from scipy.spatial import cKDTree
 from torch.nn import functional
 
 from .errors import AmilstWarning, InputError
+from .runtime import n_threads
 
 __all__ = ["SpatialGraph", "Tile"]
 
@@ -441,11 +442,11 @@ def _search(points: np.ndarray, queries: np.ndarray, k: int, seed: int) -> np.nd
     """Indices of the k points nearest to each query, (queries, k); -1 where none was found."""
     if points.shape[1] <= 3 or len(points) < _EXACT_SEARCH_BELOW:
         tree = cKDTree(points)
-        found = tree.query(queries, k, workers=torch.get_num_threads())[1]
+        found = tree.query(queries, k, workers=n_threads())[1]
         return found.reshape(len(queries), k)
     from pynndescent import NNDescent  # slow to import, seldom needed
 
-    threads = min(torch.get_num_threads(), os.cpu_count() or 1)
+    threads = min(n_threads(), os.cpu_count() or 1)
     index = NNDescent(points.astype(np.float32), n_neighbors=max(k, 15), random_state=seed, n_jobs=threads)
     if len(queries) == len(points):
         return index.neighbor_graph[0][:, :k].astype(np.int64)

@@ -16,6 +16,7 @@ from scipy.spatial import cKDTree
 from sklearn import metrics as _sklearn
 
 from .errors import InputError
+from .runtime import n_threads
 
 __all__ = [
     "adjusted_rand_index",
@@ -279,14 +280,15 @@ def _chaos(codes: np.ndarray, points: np.ndarray) -> float:
     for domain in np.unique(codes):
         own = scaled[codes == domain]
         if len(own) > 1:
-            distance, _ = cKDTree(own).query(own, k=2)  # the first is the spot itself, or its double
+            # the first is the spot itself, or its double
+            distance, _ = cKDTree(own).query(own, k=2, workers=n_threads())
             total += distance[:, 1].sum()
     return float(total / len(codes))
 
 
 def _pas(codes: np.ndarray, points: np.ndarray, n_neighbors: int) -> float:
     k = min(n_neighbors, len(codes) - 1)
-    _, found = cKDTree(points).query(points, k=k + 1)
+    _, found = cKDTree(points).query(points, k=k + 1, workers=n_threads())
     # Leave each spot itself out. Where more than k others lie at the very same place, it may not be
     # among those found: then the last of them goes.
     itself = found == np.arange(len(codes))[:, None]

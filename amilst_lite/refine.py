@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from scipy.spatial import cKDTree
 
 from .errors import InputError
+from .runtime import n_threads
 
 __all__ = ["majority_vote"]
 
@@ -114,7 +115,7 @@ def _nearest(
         k = min(n_neighbors, len(spots) - 1)
         if k == 0:
             continue  # a section of one spot: nobody to ask
-        _, found = cKDTree(points[spots]).query(points[spots], k=k + 1)
+        _, found = cKDTree(points[spots]).query(points[spots], k=k + 1, workers=n_threads())
         # Leave each spot itself out. Where more than k others lie at the very same place, it may not
         # be among those found: then the last of them goes.
         itself = found == np.arange(len(spots))[:, None]

@@ -18,6 +18,7 @@ from .errors import InputError
 
 __all__ = [
     "make_generator",
+    "n_threads",
     "peak_memory",
     "resolve_device",
     "spawn_seeds",
@@ -75,6 +76,11 @@ def make_generator(seed: int, device: str | torch.device = "cpu") -> torch.Gener
 def spawn_seeds(seed: int, n: int) -> list[int]:
     """``n`` independent seeds that follow from ``seed`` (numpy's ``SeedSequence``)."""
     return [int(word) for word in np.random.SeedSequence(int(seed)).generate_state(n, dtype=np.uint32)]
+
+
+def n_threads() -> int:
+    """How many threads this process may use: what OMP_NUM_THREADS or ``torch.set_num_threads`` gave."""
+    return torch.get_num_threads()
 
 
 @contextmanager
