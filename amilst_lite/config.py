@@ -129,7 +129,7 @@ class TrainConfig(_Checked):
         0, "epochs of the published second phase (clustering term, adversarial steps)", minimum=0
     )
     members: int = _option(
-        4, "networks trained side by side from different starts (fewer above 10,000 spots)", minimum=1
+        8, "networks trained side by side from different starts (fewer above 2,500 spots)", minimum=1
     )
     batch_size: int | None = _option(
         None,

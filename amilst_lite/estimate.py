@@ -18,7 +18,8 @@ from .runtime import total_memory
 
 __all__ = ["Estimate", "batch_size", "check_memory", "estimate", "limit_members"]
 
-_STEP_ROWS = 40_000  # spots × networks in one step, at most, unless a batch size is asked for
+_STEP_ROWS = 40_000  # spots in one step, at most, unless a batch size is asked for
+_MEMBER_ROWS = 20_000  # spots × networks in one step, at most, where there is more than one network
 _STEP_SHARE = 8  # a step may take one part in so many of the memory
 _MIB = 2**20
 
@@ -70,7 +71,7 @@ def batch_size(config: TrainConfig, device: torch.device) -> int:
 
 def limit_members(config: TrainConfig, n_spots: int) -> TrainConfig:
     """Fewer networks where there are many spots: they cost as much as spots, and vary less there."""
-    return dataclasses.replace(config, members=min(config.members, max(1, _STEP_ROWS // n_spots)))
+    return dataclasses.replace(config, members=min(config.members, max(1, _MEMBER_ROWS // n_spots)))
 
 
 def estimate(
