@@ -28,7 +28,9 @@ def amilst_commands():
 
 
 def test_there_are_commands_to_check():
-    assert [words[0] for words in amilst_commands()] == ["demo", "run", "score", "info", "info", "simulate"]
+    assert [words[0] for words in amilst_commands()] == [
+        "demo", "run", "score", "info", "run", "info", "simulate",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("words", list(amilst_commands()), ids=" ".join)
@@ -47,7 +49,7 @@ def test_the_command_line_runs_as_written(tmp_path, monkeypatch, capsys):
             words = [*words, "--epochs", "3"]
         assert main(words) == 0, words
     capsys.readouterr()
-    for folder in ("amilst_demo", "results"):
+    for folder in ("amilst_demo", "results", "results_from_disk"):
         assert {p.name for p in Path(folder).iterdir()} == {
             "result.h5ad", "domains.csv", "domains.png", "losses.png", "run.json",
         }  # fmt: skip
