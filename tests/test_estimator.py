@@ -161,3 +161,36 @@ def test_standardize_keeps_relative_scales():
     assert scaled.var(0, unbiased=False).sum().item() == pytest.approx(1, rel=1e-5)
     ratio = scaled.std(0) / x.std(0)
     torch.testing.assert_close(ratio, ratio[:1].expand(3))
+
+
+def test_tensors_and_arrays_are_the_same(section, fitted):
+    X, coordinates, _ = section
+    given = torch.tensor(X)
+    model = AMILST(K, seed=0, settings=QUICK).fit(given, coordinates)
+    assert np.array_equal(model.embedding_, fitted.embedding_)
+    assert torch.equal(given, torch.tensor(X))
+    given[7, 1] = torch.inf
+    with pytest.raises(InputError, match="first row 7"):
+        AMILST(K, settings=QUICK).fit(given, coordinates)
+
+
+def test_tiles_find_the_same_stripes(section):
+    X, coordinates, truth = section
+    model = AMILST(K, seed=0, settings={**QUICK, "batch_size": 70}).fit(X, coordinates)
+    assert adjusted_rand_score(truth, model.labels_) > 0.85
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("settings", [{}, {"batch_size": 100}], ids=["one batch", "tiles"])
+def test_a_gpu_gives_nearly_the_same_and_repeats_its_bits(section, settings):
+    X, coordinates, _ = section
+    models = [
+        AMILST(K, seed=1, device=device, settings=settings).fit(X, coordinates)
+        for device in ("cpu", "cuda", "cuda")
+    ]
+    assert np.array_equal(models[1].embedding_, models[2].embedding_)
+    assert np.array_equal(models[1].probabilities_, models[2].probabilities_)
+    assert adjusted_rand_score(models[0].labels_, models[1].labels_) > 0.95
+    on_device = AMILST(K, seed=1, device="cuda", settings=settings).fit(torch.tensor(X).cuda(), coordinates)
+    assert np.array_equal(on_device.labels_, models[1].labels_)
