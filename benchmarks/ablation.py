@@ -1,6 +1,6 @@
 """The default with each of its ideas taken away, on annotated sections, over several seeds.
 
-    python benchmarks/ablation.py DIR [--seeds 10] [--only SECTION ...] [--json FILE]
+    python benchmarks/ablation.py DIR [--seeds 10] [--jobs 2] [--only SECTION ...] [--json FILE]
 
 Each row is the default with one change; the difference is to the default on the same sections and
 seeds. The standard error is of that difference over seeds, of the mean over tissues.
@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--jobs", type=int, default=1, help="sections at a time")
     parser.add_argument("--only", nargs="*", help="names of sections (default: all)")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -49,7 +52,11 @@ def main() -> int:
     by_seed: dict[str, np.ndarray] = {}
     print(f"{'variant':48s} {'ARI':>7s} {'change':>15s} {'sd':>7s} {'s':>7s}")
     for name, settings in VARIANTS.items():
-        found = {path.stem: measure(path, options.seeds, "default", settings, False) for path in paths}
+        with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+            runs = {
+                path: pool.submit(measure, path, options.seeds, "default", settings, False) for path in paths
+            }
+        found = {path.stem: run.result() for path, run in runs.items()}
         scored = {section: one for section, one in found.items() if one is not None}
         if not scored:
             print(f"no annotated sections in {options.folder}", file=sys.stderr)
