@@ -66,7 +66,17 @@ class DenseLinks:
         )
 
 
-class DenseTrainer(Trainer):
+class FixedCenters(Trainer):
+    """Starts the clustering term from spots at even distances: k-means may take rounding for a reason."""
+
+    def _place_centers(self) -> None:
+        latent = self._embed()
+        n_centers = len(self.network.centers)
+        with torch.no_grad():
+            self.network.centers.copy_(latent[:: len(latent) // n_centers][:n_centers])
+
+
+class DenseTrainer(FixedCenters):
     """Makes the three further forward passes of the published second phase."""
 
     def _published_adversarial_epoch(self, epoch: int) -> dict[str, Tensor]:
@@ -84,11 +94,11 @@ class DenseTrainer(Trainer):
 
 def run_once(n_spots: int, dense: bool, epochs: int, seed: int) -> dict[str, Any]:
     """Train one side and say what it took."""
-    config = PRESETS["published"].replace(epochs=epochs, adversarial_epochs=epochs)
+    config = PRESETS["published"].replace(epochs=epochs, adversarial_epochs=epochs, record_every=1)
     section = simulate_section(n_spots, 500, 7, seed=seed)
     features = torch.from_numpy(prepare(section.X, config.preprocess).features)
     graph = build_graph(section.obsm["spatial"], config.graph)
-    trainer_class = Trainer
+    trainer_class = FixedCenters
     if dense:
         layers.graph_convolve = autoencoders.graph_convolve = dense_convolve
         losses.masked_link_loss = DenseLinks()
