@@ -19,6 +19,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
+from scipy import sparse
 from scipy.spatial import cKDTree
 
 from . import keys, metrics, plot
@@ -26,7 +27,7 @@ from .config import Config
 from .errors import InputError, MissingExtraError, MissingKeyError
 from .estimate import Estimate, check_memory, estimate
 from .estimator import AMILST, build_graph, check_n_domains
-from .preprocess import CountRows, prepare
+from .preprocess import CountRows, is_on_disk, prepare
 from .runtime import peak_memory, resolve_device, spawn_seeds, versions
 from .simulate import simulate_tissue
 from .train import Callback
@@ -200,14 +201,14 @@ def estimate_run(
         return estimate(
             adata.n_obs, 0, config.replace(n_components=max(1, width)), n_domains=n_domains, device=resolved
         )
-    counts = CountRows(counts_of(adata))
+    counts = counts_of(adata)
     return estimate(
         adata.n_obs,
-        counts.n_entries,
+        counts.nnz if sparse.issparse(counts) else CountRows(counts).n_entries,
         config,
         n_domains=n_domains,
         n_genes=adata.n_vars,
-        on_disk=not counts.in_memory,
+        on_disk=is_on_disk(counts),
         device=resolved,
     )
 
@@ -491,7 +492,7 @@ def write_results(
 
 def _without_counts_on_disk(adata: ad.AnnData, left_out: list[str]) -> ad.AnnData:
     """The same without an ``X`` that was left on disk: nobody wants a second copy of what fills it."""
-    if adata.X is None or CountRows(adata.X).in_memory or isinstance(adata.X, np.ndarray):
+    if adata.X is None or not is_on_disk(adata.X):
         return adata
     left_out.append("counts in result.h5ad: they were read from disk, and stay where they are")
     parts = {name: dict(getattr(adata, name)) for name in ("obsm", "varm", "obsp", "varp", "layers", "uns")}

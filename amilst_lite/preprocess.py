@@ -22,7 +22,15 @@ from .config import PreprocessConfig
 from .decomposition import PCA
 from .errors import AmilstWarning, InputError
 
-__all__ = ["CountRows", "NormalizedCounts", "Preparation", "normalize", "prepare", "select_genes"]
+__all__ = [
+    "CountRows",
+    "NormalizedCounts",
+    "Preparation",
+    "is_on_disk",
+    "normalize",
+    "prepare",
+    "select_genes",
+]
 
 logger = logging.getLogger("amilst_lite")
 
@@ -50,6 +58,11 @@ class Preparation:
     pca: PCA
 
 
+def is_on_disk(counts: Any) -> bool:
+    """Whether a matrix is read from a file when it is asked for."""
+    return not (sparse.issparse(counts) or isinstance(counts, np.ndarray))
+
+
 class CountRows:
     """Counts by blocks of rows, from memory or from disk.
 
@@ -63,8 +76,6 @@ class CountRows:
     shape : (int, int)
     n_entries : int
         Counts that are stored; of a dense matrix all.
-    in_memory : bool
-        As a sparse matrix.
 
     Raises
     ------
@@ -84,10 +95,10 @@ class CountRows:
             )
         self.counts = counts
         self.shape: tuple[int, int] = counts.shape
-        self.in_memory = sparse.issparse(counts)
+        self._on_disk = is_on_disk(counts)
         # of a CSR matrix its three arrays, of which those on disk are read slice by slice
         self._arrays: tuple[Any, Any, np.ndarray] | None = None
-        if self.in_memory:
+        if sparse.issparse(counts):
             self._arrays = counts.data, counts.indices, counts.indptr
         elif hasattr(counts, "group"):  # anndata's, on disk
             self._arrays = counts.group["data"], counts.group["indices"], counts.group["indptr"][:]
@@ -105,7 +116,7 @@ class CountRows:
         values = data[stored].astype(np.float32, copy=False)
         ends = indptr[start : stop + 1] - indptr[start]
         block = sparse.csr_matrix((values, indices[stored], ends), shape=(stop - start, self.shape[1]))
-        if not self.in_memory:
+        if self._on_disk:
             block.check_format(full_check=True)  # a file may hold anything
             block.sum_duplicates()
         return block
@@ -375,7 +386,7 @@ def normalize(
         kept = np.flatnonzero(genes)
         genes = np.zeros_like(genes)
         genes[kept[select_genes(found.sample[:, kept], config.n_top_genes)]] = True
-    whole = rows.in_memory and genes.all()
+    whole = sparse.issparse(rows.counts) and genes.all()
     chosen = rows.counts if whole else take_genes(rows, genes, int(found.n_seen[genes].sum()))
     return NormalizedCounts(chosen, config, neighbors), genes
 

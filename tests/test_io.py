@@ -21,7 +21,7 @@ from amilst_lite import io
 from amilst_lite.errors import AmilstWarning, InputError, MissingExtraError
 from amilst_lite.io.coordinates import SpotTable
 from amilst_lite.io.files import examples, existing, reading
-from amilst_lite.preprocess import CountRows
+from amilst_lite.preprocess import CountRows, is_on_disk
 
 N_SPOTS, N_GENES = 12, 7
 BARCODES = [f"{'ACGT'[i % 4]}{'ACGT'[i // 4]}GATTACA-1" for i in range(N_SPOTS)]
@@ -790,7 +790,7 @@ def test_counts_left_on_disk(tmp_path, kind):
         path = write_legacy_h5(tmp_path / "m.h5", {"hg19": COUNTS})
     back = io.read(path, coordinates=write_coordinates(tmp_path / "xy.csv"), backed=True)
     rows = CountRows(back.X)
-    assert not rows.in_memory and rows.shape == COUNTS.shape
+    assert is_on_disk(back.X) and rows.shape == COUNTS.shape
     np.testing.assert_array_equal(rows[:].toarray(), COUNTS)
     np.testing.assert_array_equal(rows[3:5].toarray(), COUNTS[3:5])
     assert list(back.obs_names) == BARCODES and list(back.var_names) == GENES
@@ -806,11 +806,11 @@ def test_features_to_leave_out_are_left_out_in_memory(tmp_path):
 def test_what_fills_the_memory_stays_on_disk_by_itself(tmp_path, monkeypatch):
     path = write_10x_h5(tmp_path / "m.h5")
     table = write_coordinates(tmp_path / "xy.csv")
-    assert CountRows(io.read(path, coordinates=table, backed="auto").X).in_memory
+    assert not is_on_disk(io.read(path, coordinates=table, backed="auto").X)
     monkeypatch.setattr("amilst_lite.io.dispatch.total_memory", lambda: 1000)
-    assert not CountRows(io.read(path, coordinates=table, backed="auto").X).in_memory
+    assert is_on_disk(io.read(path, coordinates=table, backed="auto").X)
     monkeypatch.setattr("amilst_lite.io.dispatch.total_memory", lambda: None)
-    assert CountRows(io.read(path, coordinates=table, backed="auto").X).in_memory
+    assert not is_on_disk(io.read(path, coordinates=table, backed="auto").X)
 
 
 def test_only_hdf5_can_stay_on_disk(tmp_path):

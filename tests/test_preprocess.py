@@ -7,7 +7,15 @@ from scipy import sparse
 from amilst_lite import preprocess
 from amilst_lite.config import PRESETS, PreprocessConfig
 from amilst_lite.errors import AmilstWarning, InputError
-from amilst_lite.preprocess import CountRows, NormalizedCounts, normalize, prepare, select_genes, survey
+from amilst_lite.preprocess import (
+    CountRows,
+    NormalizedCounts,
+    is_on_disk,
+    normalize,
+    prepare,
+    select_genes,
+    survey,
+)
 
 N, G = 80, 120
 
@@ -129,7 +137,7 @@ def test_many_blocks_give_the_same_features(counts, form, tmp_path, monkeypatch)
         adata.write_h5ad(tmp_path / "section.h5ad")
         counts = anndata.read_h5ad(tmp_path / "section.h5ad", backed="r").X
         assert isinstance(counts, h5py.Dataset) == (form == "dense on disk")
-        assert not CountRows(counts).in_memory
+        assert is_on_disk(counts)
     assert len(list(CountRows(counts))) > 1
     found = prepare(counts, config, ring)
     assert np.array_equal(found.genes, expected.genes)
