@@ -33,6 +33,14 @@ def test_table_and_runners_up():
     assert selection.table["stability"].between(-0.1, 1.0 + 1e-9).all()
 
 
+def test_of_equally_stable_divisions_the_finest():
+    groups = np.repeat([[0.0] * 6, [80.0] + [0.0] * 5], 200, axis=0)
+    selection = select_n_domains((blobs(3) + groups).astype(np.float32), range(2, 9), CONFIG)
+    stability = selection.table.set_index("n_domains")["stability"]
+    assert stability[2] > 0.99 and stability[6] > 0.99
+    assert selection.n_domains == 6
+
+
 def test_same_seed_same_table():
     first, second = (select_n_domains(blobs(3), (2, 3), CONFIG, seed=4).table for _ in range(2))
     assert first.equals(second)

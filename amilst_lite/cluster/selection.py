@@ -25,6 +25,8 @@ from .mixture import GaussianMixture
 
 __all__ = ["Selection", "select_n_domains"]
 
+# What stability may be given up for a finer division: the coarsest ones are stable for their coarseness.
+_SLACK = 0.03
 _MOST_SPOTS = 20_000  # spots compared; more would only cost time
 
 
@@ -35,7 +37,7 @@ class Selection:
     Attributes
     ----------
     n_domains : int
-        The choice: the largest K whose stability is within one standard error of the best.
+        The choice: the largest K whose stability is within 0.03, or one standard error, of the best.
     runners_up : tuple of int
         The other K, the most stable first, three at most.
     table : DataFrame
@@ -131,9 +133,8 @@ def select_n_domains(
         )
     table = pd.DataFrame(rows)
     best = table.loc[table["stability"].idxmax()]
-    chosen = int(
-        table.loc[table["stability"] >= best["stability"] - best["stability_error"], "n_domains"].max()
-    )
+    enough = best["stability"] - max(best["stability_error"], _SLACK)
+    chosen = int(table.loc[table["stability"] >= enough, "n_domains"].max())
     others = table[table["n_domains"] != chosen].sort_values("stability", ascending=False, kind="stable")
     return Selection(chosen, tuple(int(k) for k in others["n_domains"].head(3)), table)
 
