@@ -320,7 +320,7 @@ def _info(options: argparse.Namespace, console: _Console) -> None:
     adata = io.read(options.input, coordinates=options.coordinates, backed=options.backed)
     for line in pipeline.describe(adata):
         sys.stdout.write(line + "\n")
-    sys.stdout.write(f"a run needs {pipeline.estimate_run(adata, 7)}\n")
+    sys.stdout.write(f"a run for 7 domains needs {pipeline.estimate_run(adata, 7)}\n")
 
 
 def _annotate(adata: AnnData, annotation: str | None) -> str | None:

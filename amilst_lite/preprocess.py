@@ -80,7 +80,7 @@ class CountRows:
     Raises
     ------
     InputError
-        No spots, no genes, or another number of axes.
+        No spots, no genes, or another number of axes; later, when they are read, broken entries on disk.
     """
 
     def __init__(self, counts: Any) -> None:
@@ -117,7 +117,13 @@ class CountRows:
         ends = indptr[start : stop + 1] - indptr[start]
         block = sparse.csr_matrix((values, indices[stored], ends), shape=(stop - start, self.shape[1]))
         if self._on_disk:
-            block.check_format(full_check=True)  # a file may hold anything
+            try:
+                block.check_format(full_check=True)  # a file may hold anything
+            except ValueError as error:
+                raise InputError(
+                    f"the counts of spots {start} to {stop - 1} on disk are broken ({error}). Check that the "
+                    "file is complete; download it again if in doubt."
+                ) from error
             block.sum_duplicates()
         return block
 

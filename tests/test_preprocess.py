@@ -160,6 +160,18 @@ def test_counts_stored_by_genes_on_disk_are_refused(counts, tmp_path):
         prepare(anndata.read_h5ad(tmp_path / "section.h5ad", backed="r").X)
 
 
+def test_broken_counts_on_disk_are_named(counts, tmp_path):
+    import anndata
+    import h5py
+
+    path = tmp_path / "section.h5ad"
+    anndata.AnnData(counts).write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        file["X/indices"][5] = G + 7  # no such gene
+    with pytest.raises(InputError, match="spots 0 to 79 on disk are broken"):
+        prepare(anndata.read_h5ad(path, backed="r").X)
+
+
 def test_features_are_principal_components(counts):
     preparation = prepare(counts, all_genes(n_components=5, scale_genes=True))
     normalised, _ = normalize(counts, all_genes())
