@@ -6,8 +6,8 @@
     amilst.identify_domains(adata, n_domains=7, seed=0)
     amilst.score(adata, "layer_guess")
 
-Names are loaded when they are first used, so that importing the package is quick and the array
-door (`AMILST`, `PCA`, `KMeans`, `GaussianMixture`, `SpatialGraph`) never loads AnnData.
+Names are loaded on first use, so that importing the package is fast, and so that the classes on arrays
+(`AMILST`, `PCA`, `KMeans`, `GaussianMixture`, `SpatialGraph`) never import anndata.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from . import io, plot
     from .cluster import GaussianMixture, KMeans
     from .config import PRESETS, Config
-    from .decomposition import PCA
     from .errors import (
         AmilstError,
         AmilstWarning,
@@ -32,9 +31,11 @@ if TYPE_CHECKING:
         TrainingDivergedError,
     )
     from .estimator import AMILST
-    from .graph import SpatialGraph
     from .io import read, read_10x_h5, read_10x_mtx, read_h5ad, read_table, read_visium
-    from .pipeline import identify_domains, score, simulate_section, write_results
+    from .pipeline import identify_domains, score, simulate_section
+    from .preprocess import PCA
+    from .results import write_results
+    from .spatial import SpatialGraph
 
 _HOMES = {
     "AMILST": "estimator",
@@ -47,9 +48,9 @@ _HOMES = {
     "MissingExtraError": "errors",
     "MissingKeyError": "errors",
     "NotFittedError": "errors",
-    "PCA": "decomposition",
+    "PCA": "preprocess",
     "PRESETS": "config",
-    "SpatialGraph": "graph",
+    "SpatialGraph": "spatial",
     "TrainingDivergedError": "errors",
     "identify_domains": "pipeline",
     "read": "io",
@@ -60,9 +61,9 @@ _HOMES = {
     "read_visium": "io",
     "score": "pipeline",
     "simulate_section": "pipeline",
-    "write_results": "pipeline",
+    "write_results": "results",
 }
-_ROOMS = ("io", "plot")
+_SUBPACKAGES = ("io", "plot")
 
 __all__ = [
     "AMILST",
@@ -96,7 +97,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
+    if name in _SUBPACKAGES:
         return import_module(f".{name}", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

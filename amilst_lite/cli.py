@@ -1,27 +1,27 @@
-"""The command line. It parses, hands over to `pipeline` and says what happened."""
+"""The command line: parses arguments, calls `pipeline` and `results`, reports progress."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
+import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ._version import __version__
-from .config import PRESETS, Config
+from .config import PRESETS, Check, Config
 from .errors import AmilstError, AmilstWarning, InputError
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-# Heavy rooms (torch, anndata) are imported by the commands that need them, so that --help,
-# --version and a mistyped flag answer at once.
+# Modules that load torch or anndata are imported by the commands that need them, so that --help, --version
+# and mistyped flags are answered at once.
 
 _SHOWN = ("n_neighbors", "n_components", "epochs", "method")  # settings listed by --help itself
 _DEMO = {"n_spots": 2000, "n_genes": 500, "n_domains": 7}
@@ -33,95 +33,91 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 when all went well, 2 for input that cannot be used, 130 when interrupted.
+        0 on success, 1 if ``result.h5ad`` could not be written, 2 for input that cannot be used, 130 if
+        interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal without Unicode shows escapes instead of failing
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        return _main(arguments)
+    finally:
+        _write(sys.stdout, "")
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     parser = build_parser()
     options = parser.parse_args(arguments)
     if options.command is None:
         parser.print_help()
         return 2
-    console = _Console(quiet=getattr(options, "quiet", False))
+    console = _Console(quiet=options.quiet)
     with console.listening():
         try:
-            options.call(options, console)
+            return options.call(options, console) or 0
         except (AmilstError, OSError, MemoryError) as error:
             if options.debug:
                 raise
-            console.end_line()
-            text = " ".join(str(error).split()) or type(error).__name__
-            sys.stderr.write(f"amilst: error: {text}\n")
+            console.error(f"error: {' '.join(str(error).split()) or type(error).__name__}")
             return 2
         except KeyboardInterrupt:
-            console.end_line()
-            sys.stderr.write("amilst: interrupted; nothing was written\n")
+            console.error("interrupted; nothing was written")
             return 130
-    return 0
 
 
-# --- what can be asked ------------------------------------------------------------------------
+# --- arguments --------------------------------------------------------------------------------
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All commands and flags; the settings' flags come from the dataclasses in `config`."""
+    """All commands and flags; the flags of the settings are made from the dataclasses in `config`."""
     parser = argparse.ArgumentParser(
-        prog="amilst", description="Spatial domains in spatial transcriptomics, by AMIL-ST on plain PyTorch."
+        prog="amilst", description="Spatial domains in spatial transcriptomics with AMIL-ST in plain PyTorch."
     )
     parser.add_argument("--version", action="version", version=f"amilst-lite {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("-q", "--quiet", action="store_true", help="say only what went wrong")
+    common.add_argument("-q", "--quiet", action="store_true", help="show warnings and errors only")
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
-    run = _command(commands, "run", _run, "find the domains of a section", common)
-    run.add_argument("input", metavar="INPUT", help="h5ad, Visium folder, 10x h5 or mtx, or table of counts")
+    run = _command(commands, "run", _run, "identify the domains of a section", common)
+    run.add_argument("input", metavar="INPUT", help="h5ad, Visium folder, 10x h5 or mtx, or count table")
     run.add_argument(
         "-k", "--n-domains", type=int, metavar="K", help="number of domains (default: chosen by stability)"
     )
-    run.add_argument("-o", "--output", required=True, metavar="OUT", help="folder for the results")
+    run.add_argument("-o", "--output", type=_path, required=True, metavar="OUT", help="results folder")
     run.add_argument("--coordinates", metavar="TABLE", help="table of spots, x and y, for inputs without")
-    run.add_argument(
-        "--annotation", metavar="COLUMN|FILE", help="truth to score against: obs column or table"
-    )
+    run.add_argument("--annotation", metavar="COLUMN|FILE", help="obs column or table to score against")
     _add_backed_flag(run)
-    run.add_argument("--sample-key", metavar="COLUMN", help="obs column that tells sections apart")
+    run.add_argument("--sample-key", metavar="COLUMN", help="obs column with the section of each spot")
     _add_method_flags(run)
 
-    demo = _command(commands, "demo", _demo, "the whole job on a simulated section", common)
+    demo = _command(commands, "demo", _demo, "simulate a section and identify its domains", common)
     demo.add_argument(
-        "-o", "--output", default="amilst_demo", metavar="OUT", help="folder (default: amilst_demo)"
+        "-o", "--output", type=_path, default="amilst_demo", metavar="OUT", help="(default: amilst_demo)"
     )
     _add_simulation_flags(demo)
     _add_method_flags(demo)
 
     simulate = _command(commands, "simulate", _simulate, "write a simulated section as h5ad", common)
-    simulate.add_argument("-o", "--output", required=True, metavar="FILE", help="h5ad to write")
-    simulate.add_argument("--seed", type=int, default=0, help="(default: 0)")
-    simulate.add_argument("--force", action="store_true", help="replace what is there")
+    simulate.add_argument("-o", "--output", type=_path, required=True, metavar="FILE", help="h5ad to write")
+    simulate.add_argument("--seed", type=_seed, default=0, metavar="N", help="random seed (default: 0)")
+    simulate.add_argument("--force", action="store_true", help="replace an existing file")
     _add_simulation_flags(simulate)
 
     score = _command(commands, "score", _score, "score domains against an annotation, as JSON", common)
     score.add_argument("input", metavar="RESULT", help="h5ad with domains, such as OUT/result.h5ad")
-    score.add_argument("--annotation", metavar="COLUMN|FILE", help="truth (without: continuity scores only)")
+    score.add_argument("--annotation", metavar="COLUMN|FILE", help="as for run (default: continuity only)")
     score.add_argument(
-        "--domain", default="amilst_domain", metavar="COLUMN", help="column to score (default: amilst_domain)"
+        "--domain", default="amilst_domain", metavar="COLUMN", help="to score (default: amilst_domain)"
     )
+    score.add_argument("--sample-key", metavar="COLUMN", help="as for run (default: that of the run)")
 
-    info = _command(commands, "info", _info, "what an input holds; without one, this installation", common)
+    info = _command(commands, "info", _info, "describe an input; without one, this installation", common)
     info.add_argument("input", nargs="?", metavar="INPUT", help="as for run")
     info.add_argument("--coordinates", metavar="TABLE", help="as for run")
     _add_backed_flag(info)
     info.add_argument("--settings", action="store_true", help="list every setting with its default")
     return parser
-
-
-def _add_backed_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--backed",
-        action="store_const",
-        const=True,
-        default="auto",
-        help="read the counts from disk in blocks (h5ad, 10x h5; by itself if they are a third of the memory)",
-    )
 
 
 def _command(commands: Any, name: str, call: Any, text: str, common: argparse.ArgumentParser) -> Any:
@@ -132,28 +128,39 @@ def _command(commands: Any, name: str, call: Any, text: str, common: argparse.Ar
     return parser
 
 
+def _add_backed_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backed",
+        action="store_const",
+        const=True,
+        default="auto",
+        help="read the counts from disk in blocks (h5ad, 10x h5; automatic from a third of the memory)",
+    )
+
+
 def _add_simulation_flags(parser: argparse.ArgumentParser) -> None:
     for name, value in _DEMO.items():
-        flag = "--true-domains" if name == "n_domains" else "--" + name.replace("_", "-")
+        flag = "--true-domains" if name == "n_domains" else _flag(name)
         parser.add_argument(flag, dest=name, type=int, default=value, metavar="N", help=f"(default: {value})")
 
 
 def _add_method_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--preset", default="default", choices=tuple(PRESETS), help="recipe (default: default)"
+        "--preset", default="default", choices=tuple(PRESETS), help="named settings (default: default)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same result (default: 0)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
-    parser.add_argument("--force", action="store_true", help="replace files in OUT")
-    parser.add_argument("--umap", action="store_true", help="draw a UMAP as well (extra umap, 10 s more)")
-    settings = parser.add_argument_group("settings", "the rest, and their defaults: amilst info --settings")
+    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="random seed (default: 0)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--force", action="store_true", help="replace the whole folder of an earlier run")
+    parser.add_argument("--umap", action="store_true", help="draw a UMAP (extra umap; 10 s or more)")
+    settings = parser.add_argument_group("settings", "all of them, with defaults: amilst info --settings")
     for item, part in _settings():
+        check = item.metadata["check"]
         settings.add_argument(
-            "--" + item.name.replace("_", "-"),
-            type=_kind(part, item.name),
+            _flag(item.name),
+            type=_converter(check),
             default=argparse.SUPPRESS,
-            choices=item.metadata.get("choices"),
-            metavar="NAME" if item.metadata.get("choices") else "X",
+            choices=check.choices or None,
+            metavar="NAME" if check.choices else "X",
             help=f"{item.metadata['help']} (default: {_default(part, item.name)})"
             if item.name in _SHOWN
             else argparse.SUPPRESS,
@@ -169,15 +176,34 @@ def _settings() -> Iterator[tuple[dataclasses.Field[Any], Any]]:
             yield item, part
 
 
-def _kind(part: Any, name: str) -> Any:
-    """What turns a flag's text into the field's value."""
-    hint = get_type_hints(type(part))[name]
-    if hint == tuple[int, ...]:
-        return _integers
-    if hint is bool:
-        return _boolean
-    alternatives = get_args(hint)
-    return _or_none(alternatives[0]) if alternatives else hint
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _path(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a name, found an empty string")
+    return text
+
+
+def _seed(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"expected an integer >= 0 and < 2**32, found {text!r}")
+    return int(text)
+
+
+def _converter(check: Check) -> Callable[[str], Any]:
+    """The function that converts the text of a flag to the value of a field."""
+    kinds: dict[str, Any] = {
+        "integer": int, "number": float, "flag": _boolean, "integers": _integers, "choice": str,
+    }  # fmt: skip
+    kind = kinds[check.kind]
+
+    def convert(text: str) -> Any:
+        return None if check.optional and text.lower() == "none" else kind(text)
+
+    convert.__name__ = check.kind  # argparse shows it in its message
+    return convert
 
 
 def _integers(text: str) -> tuple[int, ...]:
@@ -190,36 +216,31 @@ def _boolean(text: str) -> bool:
     return text.lower() in ("true", "yes", "1")
 
 
-def _or_none(kind: Any) -> Any:
-    def convert(text: str) -> Any:
-        return None if text.lower() == "none" else kind(text)
-
-    convert.__name__ = kind.__name__  # argparse names it in its message
-    return convert
-
-
 def _default(part: Any, name: str) -> str:
     value = getattr(part, name)
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
 
 
-# --- the commands -----------------------------------------------------------------------------
+# --- commands ---------------------------------------------------------------------------------
 
 
-def _run(options: argparse.Namespace, console: _Console) -> None:
+def _run(options: argparse.Namespace, console: _Console) -> int:
     from . import io
 
+    settings = _checked_settings(options)
+    _check_outside(options.output, options.input, options.coordinates, options.annotation)
     with io.atomic_folder(options.output, overwrite=options.force) as folder:
         console.say(f"reading {options.input}")
         adata = io.read(options.input, coordinates=options.coordinates, backed=options.backed)
         annotation = _annotate(adata, options.annotation)
-        _identify(adata, folder, options, console, annotation, source=str(options.input))
-    console.say_files(Path(options.output))
+        summary = _identify(adata, folder, options, settings, console, annotation, str(options.input))
+    return console.report(summary, options.output)
 
 
-def _demo(options: argparse.Namespace, console: _Console) -> None:
+def _demo(options: argparse.Namespace, console: _Console) -> int:
     from . import io, pipeline
 
+    settings = _checked_settings(options)
     with io.atomic_folder(options.output, overwrite=options.force) as folder:
         console.say(
             "simulating {n_spots} spots × {n_genes} genes in {n_domains} domains".format(**vars(options))
@@ -228,23 +249,44 @@ def _demo(options: argparse.Namespace, console: _Console) -> None:
             options.n_spots, options.n_genes, options.n_domains, seed=options.seed
         )
         options.sample_key = None
-        _identify(adata, folder, options, console, "ground_truth", source="simulated section")
-    console.say_files(Path(options.output))
+        summary = _identify(adata, folder, options, settings, console, "ground_truth", "simulated section")
+    return console.report(summary, options.output)
+
+
+def _checked_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings given as flags; they and the device are refused before anything is read."""
+    from . import runtime
+
+    settings = {
+        item.name: getattr(options, item.name) for item, _ in _settings() if hasattr(options, item.name)
+    }
+    PRESETS[options.preset].replace(**settings)
+    runtime.resolve_device(options.device)
+    return settings
+
+
+def _check_outside(output: str, *inputs: str | None) -> None:
+    """Refuse an output folder whose replacement would delete an input."""
+    folder = Path(output).expanduser().resolve()
+    for path in inputs:
+        if path is not None and Path(path).expanduser().resolve().is_relative_to(folder):
+            raise InputError(
+                f"{path} is in the output folder {folder}, which --force replaces. Choose another OUT (-o)."
+            )
 
 
 def _identify(
     adata: AnnData,
     folder: Path,
     options: argparse.Namespace,
+    settings: dict[str, Any],
     console: _Console,
     annotation: str | None,
     source: str,
-) -> None:
-    from . import pipeline
+) -> dict[str, Any]:
+    from . import pipeline, results
 
-    settings = {
-        item.name: getattr(options, item.name) for item, _ in _settings() if hasattr(options, item.name)
-    }
+    earlier_warnings = tuple(console.warnings)
     pipeline.identify_domains(
         adata,
         options.n_domains,
@@ -255,29 +297,16 @@ def _identify(
         callback=console.progress,
         **settings,
     )
-    summary = pipeline.write_results(
+    sizes = adata.obs["amilst_domain"].value_counts(sort=False)
+    console.say(f"{adata.n_obs} spots in {(sizes > 0).sum()} domains: {', '.join(map(str, sizes))} spots")
+    return results.write_results(
         adata,
         folder,
         source=source,
         annotation=annotation,
-        sample_key=options.sample_key,
         umap=options.umap,
+        earlier_warnings=earlier_warnings,
     )
-    sizes = adata.obs["amilst_domain"].value_counts(sort=False)
-    console.say(f"{adata.n_obs} spots in {(sizes > 0).sum()} domains: {', '.join(map(str, sizes))} spots")
-    scores, refined = summary["scores"]["domain"], summary["scores"]["refined"]
-    if annotation is not None:
-        console.say(
-            f"ARI {scores['ari']:.3f}, NMI {scores['nmi']:.3f} against {annotation} "
-            f"({scores['n_scored']:.0f} spots); refined: ARI {refined['ari']:.3f}, NMI {refined['nmi']:.3f}"
-        )
-    memory = summary["peak_memory"]["ram_bytes"]
-    console.say(
-        f"{summary['seconds']['total']:.1f} s on {summary['device']}"
-        + (f", peak memory {memory / 2**20:.0f} MiB" if memory else "")
-    )
-    for left_out in summary["left_out"]:
-        console.say(f"left out: {left_out}")
 
 
 def _simulate(options: argparse.Namespace, console: _Console) -> None:
@@ -289,42 +318,42 @@ def _simulate(options: argparse.Namespace, console: _Console) -> None:
         )
         adata.write_h5ad(path)
     console.say(
-        f"wrote {options.output}: {adata.n_obs} spots × {adata.n_vars} genes, truth in obs['ground_truth']"
+        f"{adata.n_obs} spots × {adata.n_vars} genes written to {options.output}, "
+        "with the true domains in obs['ground_truth']"
     )
 
 
 def _score(options: argparse.Namespace, console: _Console) -> None:
-    from . import io, pipeline
+    from . import io, pipeline, results
 
     adata = io.read(options.input)
     annotation = _annotate(adata, options.annotation)
-    scores = pipeline.score(adata, annotation, domain=options.domain)
-    sys.stdout.write(json.dumps(scores, indent=2) + "\n")
+    scores = pipeline.score(adata, annotation, domain=options.domain, sample_key=options.sample_key)
+    _write(sys.stdout, results.to_json(scores) + "\n")
 
 
 def _info(options: argparse.Namespace, console: _Console) -> None:
     if options.settings:
-        for item, part in _settings():
-            flag = "--" + item.name.replace("_", "-")
-            sys.stdout.write(f"{flag:30s} {item.metadata['help']} (default: {_default(part, item.name)})\n")
-        return
-    if options.input is None:
+        lines = [
+            f"{_flag(item.name):30s} {item.metadata['help']} (default: {_default(part, item.name)})"
+            for item, part in _settings()
+        ]
+    elif options.input is None:
         from . import runtime
 
-        for package, version in runtime.versions().items():
-            sys.stdout.write(f"{package}: {version}\n")
-        sys.stdout.write(f"device: {runtime.resolve_device('auto')}\n")
-        return
-    from . import io, pipeline
+        lines = [f"{package}: {version}" for package, version in runtime.versions().items()]
+        lines.append(f"device: {runtime.resolve_device('auto')}")
+    else:
+        from . import io, pipeline
 
-    adata = io.read(options.input, coordinates=options.coordinates, backed=options.backed)
-    for line in pipeline.describe(adata):
-        sys.stdout.write(line + "\n")
-    sys.stdout.write(f"a run for 7 domains needs {pipeline.estimate_run(adata, 7)}\n")
+        adata = io.read(options.input, coordinates=options.coordinates, backed=options.backed)
+        lines = pipeline.describe(adata)
+        lines.append(f"resources for a run with 7 domains: {pipeline.estimate_run(adata, 7)}")
+    _write(sys.stdout, "\n".join(lines) + "\n")
 
 
 def _annotate(adata: AnnData, annotation: str | None) -> str | None:
-    """Name of the obs column with the truth, joined from a table when a file was given."""
+    """Name of the obs column with the annotation, joined from a table if a file was given."""
     if annotation is None or annotation in adata.obs:
         return annotation
     if not Path(annotation).is_file():
@@ -337,44 +366,70 @@ def _annotate(adata: AnnData, annotation: str | None) -> str | None:
     return io.join_annotation(adata, annotation)
 
 
-# --- what is said -----------------------------------------------------------------------------
+# --- output -----------------------------------------------------------------------------------
+
+
+def _write(stream: TextIO | None, text: str) -> None:
+    """Write and flush; what is written to a closed pipe (``| head``) is dropped and the work continues."""
+    try:
+        if stream is not None:
+            stream.write(text)
+            stream.flush()
+    except BrokenPipeError:
+        # what is still in the buffer, and all that follows, goes to the null device instead of failing
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())  # type: ignore[union-attr]
+        os.close(null)
 
 
 class _Console:
-    """Progress on stderr: a bar on a terminal, plain lines elsewhere, nothing when quiet."""
+    """Progress on stderr: a bar on a terminal, plain lines elsewhere, nothing if quiet."""
 
-    def __init__(self, quiet: bool, stream: TextIO | None = None) -> None:
+    def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
-        self.stream = sys.stderr if stream is None else stream
-        self.on_terminal = self.stream.isatty()
+        self.stream = sys.stderr
+        self.on_terminal = self.stream is not None and self.stream.isatty()
         self.open_line = False
+        self.warnings: list[str] = []
 
     def say(self, text: str) -> None:
         if not self.quiet:
-            self.end_line()
-            self.stream.write(text + "\n")
-            self.stream.flush()
+            self._line(text)
 
-    def say_files(self, folder: Path) -> None:
-        names = ", ".join(json.loads((folder / "run.json").read_text())["files"])
-        self.say(f"left in {folder}: {names}")
+    def error(self, text: str) -> None:
+        self._line(f"amilst: {text}")
 
-    def end_line(self) -> None:
-        if self.open_line:
-            self.stream.write("\n")
-            self.open_line = False
+    def _line(self, text: str) -> None:
+        _write(self.stream, "\n" * self.open_line + text + "\n")
+        self.open_line = False
 
     def progress(self, epoch: int, n_epochs: int, losses: dict[str, float]) -> None:
         if self.quiet:
             return
         if self.on_terminal:
             done = 30 * epoch // n_epochs
-            bar = "█" * done + "░" * (30 - done)
-            self.stream.write(f"\r  {bar} {epoch}/{n_epochs}  loss {losses['network']:.4f} ")
+            bar = "#" * done + "." * (30 - done)
+            _write(self.stream, f"\r  {bar} {epoch}/{n_epochs}  loss {losses['network']:.4f} ")
             self.open_line = True
-            self.stream.flush()
         elif epoch % max(n_epochs // 4, 1) == 0:
             self.say(f"  epoch {epoch}/{n_epochs}: loss {losses['network']:.4f}")
+
+    def report(self, summary: dict[str, Any], output: str) -> int:
+        """Show scores, time and files of a run; return the exit status."""
+        scores = summary["scores"]
+        if "ari" in scores.get("domain", {}):
+            values, refined = scores["domain"], scores["refined"]
+            self.say(
+                f"ARI {values['ari']:.3f}, NMI {values['nmi']:.3f} against {summary['annotation']} "
+                f"({values['n_scored']:.0f} spots); refined: ARI {refined['ari']:.3f}, NMI {refined['nmi']:.3f}"
+            )
+        memory = summary["peak_memory"]["ram_bytes"]
+        self.say(
+            f"{summary['seconds']['total']:.1f} s on {summary['device']}"
+            + ("" if memory in (None, "none") else f", peak memory {memory / 2**20:.0f} MiB")
+        )
+        self.say(f"Results written to {output}: {', '.join(summary['files'])}")
+        return 0 if "result.h5ad" in summary["files"] else 1
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -388,8 +443,8 @@ class _Console:
 
         def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
             if issubclass(category, AmilstWarning):
-                self.end_line()
-                sys.stderr.write(f"amilst: warning: {' '.join(str(message).split())}\n")
+                self.warnings.append(" ".join(str(message).split()))
+                self.error(f"warning: {self.warnings[-1]}")
 
         try:
             with warnings.catch_warnings():

@@ -1,14 +1,18 @@
-"""Every setting of a run, in frozen dataclasses that check themselves, and the two presets.
+"""Every setting of a run, in validated frozen dataclasses, and the two presets.
 
-The command line's flags are made from these classes: a field's metadata holds its help. A
-field exists only if some line reads it (a test sees to that).
+Command-line flags are made from these classes: the metadata of a field holds its kind, its bounds and its
+help text. A value that no user would set is a constant of the module that uses it, not a field here.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
 
 from .errors import InputError
 
@@ -24,168 +28,247 @@ __all__ = [
     "preset",
 ]
 
+COVARIANCE_TYPES = (
+    "tied_spherical",
+    "spherical",
+    "tied_diag",
+    "diag",
+    "tied",
+    "full",
+    "EII",
+    "VII",
+    "EEI",
+    "VVI",
+    "EEE",
+    "VVV",
+)
+"""Covariance models of the mixture: scikit-learn's names (extended), then mclust's, in the same order."""
 
-def _option(default: Any, text: str, **checks: Any) -> Any:
-    """A field with its help and its checks: ``minimum``, ``below`` (exclusive) or ``choices``."""
-    return field(default=default, metadata={"help": text, **checks})
+
+@dataclass(frozen=True)
+class Check:
+    """What values a setting accepts.
+
+    Attributes
+    ----------
+    kind : {"integer", "number", "flag", "choice", "integers"}
+    minimum, maximum : float
+        Inclusive bounds.
+    strict : bool
+        The bounds themselves are excluded.
+    choices : tuple of str
+        For the kind "choice".
+    optional : bool
+        None is accepted.
+    """
+
+    kind: str
+    minimum: float = -math.inf
+    maximum: float = math.inf
+    strict: bool = False
+    choices: tuple[str, ...] = ()
+    optional: bool = False
+
+    def __str__(self) -> str:
+        if self.kind == "choice":
+            text = "one of " + ", ".join(map(repr, self.choices))
+        elif self.kind == "flag":
+            text = "True or False"
+        else:
+            text = {"integer": "an integer", "number": "a finite number", "integers": "one or more integers"}[
+                self.kind
+            ]
+            equal = "" if self.strict else "="
+            bounds = [
+                f"{sign}{equal} {bound:g}"
+                for sign, bound in ((">", self.minimum), ("<", self.maximum))
+                if math.isfinite(bound)
+            ]
+            if bounds:
+                text += " " + " and ".join(bounds)
+        return text + (" or None" if self.optional else "")
+
+    def convert(self, name: str, value: Any) -> Any:
+        """The value as a plain Python object.
+
+        Raises
+        ------
+        InputError
+            It is not what the check accepts.
+        """
+        if value is None and self.optional:
+            return None
+        if self.kind == "choice" and isinstance(value, str) and value in self.choices:
+            return str(value)
+        if self.kind == "flag" and isinstance(value, bool | np.bool_):
+            return bool(value)
+        if self.kind in ("integer", "number") and self._is_number(value):
+            return int(value) if self.kind == "integer" else float(value)
+        if (
+            self.kind == "integers"
+            and isinstance(value, tuple | list | np.ndarray)
+            and len(value) > 0
+            and all(map(self._is_number, value))
+        ):
+            return tuple(int(item) for item in value)
+        flag = "--" + name.replace("_", "-")
+        raise InputError(f"{name} ({flag}) must be {self}; found {value!r}.")
+
+    def _is_number(self, value: Any) -> bool:
+        wanted = Real if self.kind == "number" else Integral
+        if isinstance(value, bool | np.bool_) or not isinstance(value, wanted):
+            return False
+        number = float(value)
+        if self.strict:
+            return self.minimum < number < self.maximum
+        return self.minimum <= number <= self.maximum and math.isfinite(number)
+
+
+def _option(
+    default: Any, text: str, kind: str, minimum: float = -math.inf, maximum: float = math.inf, **checks: Any
+) -> Any:
+    """A field with its help text and its check."""
+    return field(default=default, metadata={"help": text, "check": Check(kind, minimum, maximum, **checks)})
 
 
 class _Checked:
-    """Checks every field against its metadata."""
+    """Validates and converts every field."""
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):  # type: ignore[arg-type]
-            value, checks = getattr(self, item.name), item.metadata
-            where = f"{type(self).__name__}.{item.name}"
-            choices = checks.get("choices")
-            if choices is not None and value not in choices:
-                raise InputError(f"{where} must be one of {', '.join(map(repr, choices))}; found {value!r}.")
-            if value is None:
-                continue
-            values = value if isinstance(value, tuple) else (value,)
-            for one in values:
-                if ("minimum" in checks or "below" in checks) and (
-                    isinstance(one, bool) or not isinstance(one, int | float)
-                ):
-                    raise InputError(f"{where} must be a number; found {value!r}.")
-                if "minimum" in checks and not one >= checks["minimum"]:
-                    raise InputError(f"{where} must be at least {checks['minimum']}; found {value!r}.")
-                if "below" in checks and not one < checks["below"]:
-                    raise InputError(f"{where} must be below {checks['below']}; found {value!r}.")
+            value = item.metadata["check"].convert(item.name, getattr(self, item.name))
+            object.__setattr__(self, item.name, value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessConfig(_Checked):
-    """From counts to features."""
+    """From counts to principal components."""
 
-    min_spots: int = _option(3, "drop genes seen in fewer spots than this", minimum=0)
     n_top_genes: int | None = _option(
-        3000, "keep so many genes, by variance of their Pearson residuals (none: all)", minimum=1
+        3000, "keep this many genes, by variance of their Pearson residuals (none: all)", "integer", 1,
+        optional=True,
+    )  # fmt: skip
+    normalization: str = _option(
+        "median",
+        "median: total counts scaled to the median, log1p; "
+        "published: total 1 without dominant genes, log1p, unit variance",
+        "choice",
+        choices=("median", "published"),
     )
-    top_up: float = _option(
-        0.5, "fill shallower spots from their neighbours up to this share of the median depth", minimum=0.0
+    depth_floor: float = _option(
+        0.5,
+        "share of the median depth up to which low-depth spots receive counts of their neighbors (0: none)",
+        "number",
+        0,
     )
-    target_sum: float | None = _option(
-        None, "total to which each spot is scaled (none: the median total)", minimum=1e-12
-    )
-    max_fraction: float | None = _option(
-        None, "leave genes above this share of any spot out of the totals", minimum=0.0
-    )
-    scale_genes: bool = _option(False, "scale each gene to unit variance")
-    n_components: int = _option(30, "number of principal components", minimum=1)
+    n_components: int = _option(30, "number of principal components", "integer", 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraphConfig(_Checked):
-    """From coordinates to the neighbour graph."""
+    """From coordinates to the neighbor graph."""
 
-    n_neighbors: int = _option(6, "nearest neighbours of each spot", minimum=1)
+    n_neighbors: int = _option(
+        6, "nearest neighbors of each spot; all that tie with the last one are included", "integer", 1
+    )
     radius: float | None = _option(
-        None, "link spots closer than this, in the unit of the coordinates, instead", minimum=0.0
+        None,
+        "connect all spots within this distance, in the unit of the coordinates, instead of n_neighbors",
+        "number",
+        0,
+        strict=True,
+        optional=True,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilterConfig(_Checked):
-    """From the features to what the network sees."""
+    """Spatial filter of the features."""
 
-    standardize: bool = _option(True, "scale the features to a total variance of one")
     noise_band: float | None = _option(
         0.1,
-        "share of the roughest spatial frequencies taken for noise (none: no filter)",
-        minimum=0.0,
-        below=1.0,
+        "share of the highest spatial frequencies from which the noise is estimated (none: no filter)",
+        "number",
+        0,
+        1,
+        strict=True,
+        optional=True,
     )
-    filter_degree: int = _option(128, "degree of the filter's polynomials", minimum=4)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig(_Checked):
-    """Shape of the network."""
+    """Architecture of the network."""
 
     feature_widths: tuple[int, ...] = _option(
-        (100, 20), "widths of the denoising encoder; the last is f", minimum=1
+        (100, 20), "layer widths of the denoising encoder; the last is the width of f", "integers", 1
     )
-    graph_hidden: int = _option(32, "hidden width of the graph encoder", minimum=1)
-    graph_latent: int = _option(8, "width of g (0: no graph encoder)", minimum=0)
-    dropout: float = _option(0.0, "dropout rate", minimum=0.0, below=1.0)
+    graph_hidden: int = _option(32, "hidden width of the graph encoder", "integer", 1)
+    graph_latent: int = _option(8, "width of g (0: no graph encoder)", "integer", 0)
     decoder: str = _option(
         "linear",
-        "linear: affine map; graph: linear graph convolution; dense: the published block",
-        choices=("linear", "graph", "dense"),
+        "linear: affine map; graph: linear graph convolution; block: the published block (batch norm, ELU)",
+        "choice",
+        choices=("linear", "graph", "block"),
     )
-    discriminator: str = _option(
-        "bilinear", "form of the discriminator of (f, g)", choices=("bilinear", "published")
-    )
-    n_centers: int = _option(10, "centres of the clustering term", minimum=2)
+    dropout: float = _option(0.0, "dropout rate, < 1", "number", 0, 0.99)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(_Checked):
-    """Objective and optimisation."""
+    """Objective and optimization."""
 
-    epochs: int = _option(100, "epochs of the first phase, each one step of optimisation", minimum=1)
-    adversarial_epochs: int = _option(
-        0, "epochs of the published second phase (clustering term, adversarial steps)", minimum=0
+    recipe: str = _option(
+        "default",
+        "default: one phase with mutual information; published: the published two phases",
+        "choice",
+        choices=("default", "published"),
     )
-    members: int = _option(
-        8, "networks trained side by side from different starts (fewer above 2,500 spots)", minimum=1
-    )
-    batch_size: int | None = _option(
+    epochs: int = _option(100, "optimization steps of each phase", "integer", 1)
+    n_networks: int | None = _option(
         None,
-        "spots seen in one epoch; a larger section is trained in tiles (none: 40,000, or less by memory)",
-        minimum=1,
+        "networks trained from different initializations, averaged in the consensus "
+        "(none: 8 up to 2,500 spots, fewer above, 1 from 20,000)",
+        "integer",
+        1,
+        optional=True,
     )
-    learning_rate: float = _option(0.01, "Adam's rate for the network", minimum=0.0)
-    weight_decay: float = _option(1e-4, "weight decay of the network", minimum=0.0)
-    player_learning_rate: float = _option(0.001, "Adam's rate for discriminators and generator", minimum=0.0)
-    corruption: float = _option(0.3, "share of the input that is masked", minimum=0.0, below=1.0)
-    corrupt_per: str = _option("entry", "mask single entries or whole spots", choices=("entry", "spot"))
-    reconstruction_weight: float = _option(100.0, "weight of the reconstruction", minimum=0.0)
-    link_weight: float = _option(0.1, "weight of links and KL divergence", minimum=0.0)
-    link_loss: str = _option(
-        "sampled",
-        "sampled: neighbours against random pairs; masked: the published form",
-        choices=("sampled", "masked"),
-    )
-    mutual_information_weight: float = _option(0.1, "weight of the mutual information", minimum=0.0)
-    adversary: bool = _option(True, "train a generator of false pairs against the discriminator")
-    clustering_weight: float = _option(10.0, "weight of the clustering term (second phase)", minimum=0.0)
-    record_every: int = _option(
-        10, "epochs between two readings of the losses, each a wait for the GPU", minimum=1
-    )
+    batch_size: int = _option(40_000, "spots in one step; a larger section is trained in tiles", "integer", 4)
+    learning_rate: float = _option(0.01, "learning rate of the network", "number", 0)
+    corruption: float = _option(0.3, "share of the input entries that are masked, < 1", "number", 0, 0.99)
+    link_weight: float = _option(0.1, "weight of the link loss and the KL divergence", "number", 0)
+    mutual_information_weight: float = _option(0.1, "weight of the mutual information", "number", 0)
+    adversary: bool = _option(True, "train a generator of false pairs against the discriminator", "flag")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig(_Checked):
     """From the embedding to domains."""
 
-    method: str = _option("gmm", "gmm, kmeans or leiden", choices=("gmm", "kmeans", "leiden"))
-    covariance_type: str = _option("tied", "covariances of the mixture, by scikit-learn's or mclust's names")
-    covariance_prior: float = _option(
-        500.0, "spots' worth of belief that the mixture's components are spherical", minimum=0.0
-    )
+    method: str = _option("gmm", "clustering of the embedding", "choice", choices=("gmm", "kmeans", "leiden"))
     cluster_on: str = _option(
         "consensus",
-        "consensus: what features and reconstructions agree on; latent: z itself",
+        "consensus: weighted mean of filtered features and their reconstruction; latent: z",
+        "choice",
         choices=("consensus", "latent"),
     )
     network_share: float = _option(
-        0.1, "weight of the reconstructions in the consensus, the rest being the features'", minimum=0.0
+        0.1, "weight of the reconstruction in the consensus, from 0 to 1", "number", 0, 1
     )
-    n_init: int = _option(160, "random starts of the clustering", minimum=1)
-    temperature: float = _option(
-        5.0,
-        "what the mixture's log odds are divided by, so that confidence is near to how often it is right",
-        minimum=1.0,
+    covariance_type: str = _option(
+        "tied", "covariance model of the mixture, by scikit-learn's or mclust's name", "choice",
+        choices=COVARIANCE_TYPES,
+    )  # fmt: skip
+    covariance_prior: float = _option(
+        500.0, "shrinkage towards a spherical covariance: prior strength in pseudo-observations", "number", 0
     )
-    leiden_neighbors: int = _option(20, "neighbours in the embedding for Leiden", minimum=1)
-    refine_neighbors: int = _option(6, "spatial neighbours that vote in the refinement", minimum=1)
+    n_init: int = _option(160, "random restarts of the clustering", "integer", 1)
+    refine_neighbors: int = _option(6, "spatial neighbors that vote in the refinement", "integer", 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """All settings of a run. `preset` gives named ones; `replace` changes single fields."""
+    """All settings of a run. `preset` returns named ones; `replace` changes single fields."""
 
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     graph: GraphConfig = field(default_factory=GraphConfig)
@@ -197,7 +280,7 @@ class Config:
     def replace(self, **changes: Any) -> Config:
         """A copy with single fields changed, by their own names (``n_neighbors=6``).
 
-        Field names are unique over the five parts, so no part need be named.
+        Field names are unique over the six parts, so the part need not be named.
 
         Raises
         ------
@@ -232,30 +315,18 @@ class Config:
 
 PRESETS: dict[str, Config] = {
     "default": Config(),
-    # The published program's settings, so that results can be compared with its own.
+    # The settings of the published program, so that results can be compared with its own.
     "published": Config(
         preprocess=PreprocessConfig(
-            n_top_genes=None,
-            top_up=0.0,
-            target_sum=1.0,
-            max_fraction=0.05,
-            scale_genes=True,
-            n_components=200,
+            n_top_genes=None, normalization="published", depth_floor=0.0, n_components=200
         ),
         graph=GraphConfig(n_neighbors=12),
-        filter=FilterConfig(standardize=False, noise_band=None),
-        network=NetworkConfig(dropout=0.2, decoder="dense", discriminator="published"),
+        filter=FilterConfig(noise_band=None),
+        network=NetworkConfig(dropout=0.2, decoder="block"),
         train=TrainConfig(
-            epochs=200,
-            adversarial_epochs=200,
-            members=1,
-            reconstruction_weight=10.0,
-            weight_decay=0.01,
-            corruption=0.0,
-            link_loss="masked",
-            mutual_information_weight=0.01,
+            recipe="published", epochs=200, n_networks=1, corruption=0.0, mutual_information_weight=0.01
         ),
-        cluster=ClusterConfig(method="leiden", covariance_prior=0.0, cluster_on="latent", temperature=1.0),
+        cluster=ClusterConfig(method="leiden", covariance_prior=0.0, cluster_on="latent"),
     ),
 }
 """Named configurations: ``default``, and ``published`` for comparison with the paper's program."""
@@ -270,5 +341,5 @@ def preset(name: str) -> Config:
         There is none of that name.
     """
     if name not in PRESETS:
-        raise InputError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}.")
+        raise InputError(f"unknown preset {name!r}; expected one of {', '.join(PRESETS)}.")
     return PRESETS[name]

@@ -1,16 +1,16 @@
-"""Everything amilst_lite raises or warns about.
+"""Exceptions and warnings of amilst_lite.
 
 The tree::
 
     AmilstError
-    ├── InputError (ValueError)              what was handed in cannot be used
-    ├── MissingKeyError (KeyError)           a column, layer or matrix is not there
+    ├── InputError (ValueError)              the input cannot be used
+    ├── MissingKeyError (KeyError)           a column, layer or matrix is missing
     ├── MissingExtraError (ImportError)      an optional package is not installed
     ├── NotFittedError (sklearn's)           used before ``fit``
-    ├── InsufficientMemoryError (MemoryError) what is asked for cannot fit
-    └── TrainingDivergedError (RuntimeError) a loss stopped being a finite number
+    ├── InsufficientMemoryError (MemoryError) the run exceeds the available memory
+    └── TrainingDivergedError (RuntimeError) a loss is no longer finite
 
-    AmilstWarning (UserWarning)              usable, but probably not what was meant
+    AmilstWarning (UserWarning)              the input is usable, but probably not as intended
 
 Each message says what was expected, what was found and what to do next.
 """
@@ -32,7 +32,7 @@ __all__ = [
 
 
 class AmilstError(Exception):
-    """Root of every exception that amilst_lite raises on purpose."""
+    """Base class of the exceptions raised by amilst_lite."""
 
 
 class InputError(AmilstError, ValueError):
@@ -40,22 +40,22 @@ class InputError(AmilstError, ValueError):
 
 
 class InsufficientMemoryError(AmilstError, MemoryError):
-    """The machine is too small for what is asked of it; the message says what would fit."""
+    """Estimated memory exceeds available memory; the message says how to reduce it."""
 
 
 class MissingKeyError(AmilstError, KeyError):
     """A named column, layer or matrix is missing."""
 
-    # KeyError shows the repr of its argument: a sentence would come out in quotes.
+    # KeyError shows the repr of its argument, which puts a sentence in quotes
     __str__ = Exception.__str__
 
 
 class MissingExtraError(AmilstError, ImportError):
-    """An optional package is needed; the message names the extra that brings it."""
+    """An optional package is missing; the message names the extra that installs it."""
 
     @classmethod
     def for_package(cls, package: str, extra: str, purpose: str) -> MissingExtraError:
-        """Word the error: ``purpose`` needs ``package``, which ``extra`` installs."""
+        """The error for ``purpose``, which needs ``package``, which ``extra`` installs."""
         return cls(
             f"{purpose} needs the package {package!r}, which is not installed. "
             f'Install it with: pip install "amilst-lite[{extra}]"'
@@ -71,4 +71,4 @@ class TrainingDivergedError(AmilstError, RuntimeError):
 
 
 class AmilstWarning(UserWarning):
-    """The input is usable, but probably not what was meant."""
+    """The input is the input is usable, but probably not as intended."""

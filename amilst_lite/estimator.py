@@ -1,4 +1,4 @@
-"""`AMILST`: features and coordinates in, embedding and domains out. No AnnData here."""
+"""`AMILST`: features and coordinates in, embedding and domains out. Never imports anndata."""
 
 from __future__ import annotations
 
@@ -6,29 +6,31 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
+from scipy import sparse
 from sklearn.base import BaseEstimator, ClusterMixin
 
 from .cluster.domains import find_domains
 from .cluster.selection import Selection, select_n_domains
-from .config import Config, FilterConfig, GraphConfig, preset
-from .errors import InputError
-from .estimate import limit_members
-from .graph import SpatialGraph
-from .nn.filters import wiener_filter
+from .config import Config, preset
+from .errors import InputError, MissingExtraError
 from .nn.sparse import SymmetricAdjacency
-from .refine import majority_vote
-from .runtime import resolve_device, spawn_seeds, synchronize, threads_for
-from .train import Callback, train
+from .runtime import check_seed, resolve_device, stage_seed, standard_math, synchronize
+from .spatial.graph import SpatialGraph
+from .spatial.neighbors import check_coordinates, section_codes
+from .spatial.refine import majority_vote
+from .spatial.spectral_filter import denoise
+from .train import TRAINERS, Callback, default_n_networks
 
-__all__ = ["AMILST"]
+__all__ = ["AMILST", "validate"]
 
 logger = logging.getLogger("amilst_lite")
 
-_LEAST_SIGNAL = 1e-6  # share of the variance below which a filtered section holds nothing
+_MIN_SPOTS_TO_CHOOSE = 20  # below, subsamples are too small to compare numbers of domains
 
 
 class AMILST(ClusterMixin, BaseEstimator):
@@ -40,14 +42,14 @@ class AMILST(ClusterMixin, BaseEstimator):
         Number of domains K, at least 2. None chooses it by the stability of the labels
         (`amilst_lite.cluster.select_n_domains`).
     seed : int
-        Decides everything that is random. Same seed, same machine, same number of threads: the
+        In [0, 2**32). Decides everything that is random: same seed, machine and number of threads give the
         same bits. No global generator is touched.
     preset : str
         ``"default"`` or ``"published"``; see `amilst_lite.config.PRESETS`.
     settings : dict, optional
         Single settings that differ from the preset's, by name: ``{"n_neighbors": 6}``.
     device : str
-        ``"auto"`` (CUDA when there is one), ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
+        ``"auto"`` (CUDA where available), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
     callback : callable, optional
         Called with (epoch, n_epochs, losses by name) in training.
 
@@ -56,9 +58,11 @@ class AMILST(ClusterMixin, BaseEstimator):
     labels_ : ndarray of int64, (N,)
         Domains 0..K-1, the largest first.
     refined_labels_ : ndarray of int64, (N,)
-        The same after a majority vote among spatial neighbours.
+        The same after a majority vote among spatial neighbors.
     embedding_ : ndarray of float32, (N, C)
-        Latent representation z.
+        What is clustered.
+    latent_ : ndarray of float32, (N, M · (n_f + n_g))
+        Latent representations z of the M networks, side by side.
     probabilities_ : ndarray of float32, (N, K)
         Probability of every domain; rows sum to one.
     confidence_ : ndarray of float32, (N,)
@@ -66,23 +70,29 @@ class AMILST(ClusterMixin, BaseEstimator):
     history_ : dict of str to list of float
         Every term of the objective, epoch by epoch.
     graph_ : SpatialGraph
-        The neighbour graph.
+        The neighbor graph.
     network_ : AMILSTNetwork
-        The trained network, in evaluation mode.
+        The trained network, in evaluation mode, on the CPU.
     config_ : Config
-        The settings used.
+        The settings that took effect; defaults that depend on the data are filled in.
     seconds_ : dict of str to float
         Wall-clock time of each stage.
     n_domains_ : int
         K, given or chosen.
     selection_ : Selection or None
-        How it was chosen.
+        How K was chosen.
     n_features_in_ : int
+
+    Notes
+    -----
+    Settings of torch made by the caller (``no_grad``, ``autocast``, default dtype, precision of float32
+    products) do not matter. ``torch.use_deterministic_algorithms(True)`` works; with CUDA it needs the
+    environment variable ``CUBLAS_WORKSPACE_CONFIG=:4096:8`` (see the documentation of torch).
 
     Examples
     --------
     >>> model = AMILST(n_domains=7, seed=0)
-    >>> labels = model.fit_predict(X, coordinates)     # (N, C), (N, 2)
+    >>> labels = model.fit_predict(X, coordinates=coordinates)     # (N, C), (N, 2)
     """
 
     def __init__(
@@ -115,115 +125,129 @@ class AMILST(ClusterMixin, BaseEstimator):
     def fit(
         self,
         X: Any,
+        y: Any = None,
+        *,
         coordinates: Any,
         sample: Sequence[Any] | None = None,
-        *,
         graph: SpatialGraph | None = None,
     ) -> AMILST:
         """Find the domains.
 
         Parameters
         ----------
-        X : array-like, (N, C)
-            Features of the spots, for example principal components of log-normalised expression.
-            Centred and scaled here.
-        coordinates : array-like, (N, 2) or (N, 3)
-            Positions, any unit.
+        X : array-like or Tensor, (N, C)
+            Features of the spots, for example principal components of log-normalized expression. Centered
+            and scaled here.
+        y : None
+            Ignored; present for scikit-learn pipelines.
+        coordinates : array-like or Tensor, (N, 2) or (N, 3)
+            Positions, in any unit.
         sample : sequence, (N,), optional
             Section of each spot; no edge crosses sections.
         graph : SpatialGraph, optional
-            The neighbour graph of these coordinates, when it has been made already.
+            The neighbor graph of these coordinates, if it has been made before.
 
         Raises
         ------
         InputError
             Shapes that do not match, values that are not finite, K below 2 or above N, fewer spots
-            than neighbours, an unknown setting.
+            than neighbors, an unknown setting.
         MissingExtraError
-            Leiden was asked for and igraph is not installed.
+            The setting ``method="leiden"`` and igraph is not installed.
         TrainingDivergedError
             A term of the objective is not finite.
         """
-        config = self.resolve_config()
-        features = self._check(X, coordinates)
-        device = resolve_device(self.device)
+        with standard_math():
+            self._fit(X, coordinates, sample, graph)
+        return self
+
+    def fit_predict(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        coordinates: Any,
+        sample: Sequence[Any] | None = None,
+        graph: SpatialGraph | None = None,
+    ) -> np.ndarray:
+        """`fit`, then ``labels_``."""
+        return self.fit(X, coordinates=coordinates, sample=sample, graph=graph).labels_
+
+    def _fit(
+        self, X: Any, coordinates: Any, sample: Sequence[Any] | None, graph: SpatialGraph | None
+    ) -> None:
+        config, device = self.resolve_config(), resolve_device(self.device)
+        features, points = _check_features(X), check_coordinates(coordinates)
+        n_spots = len(features)
+        if len(points) != n_spots or (graph is not None and graph.n_spots != n_spots):
+            other = len(points) if graph is None else graph.n_spots
+            raise InputError(
+                "features, coordinates and graph must have one row per spot; "
+                f"found {n_spots} rows of features and {other} spots."
+            )
+        validate(config, n_spots, self.n_domains, self.seed)
+        sections, _ = section_codes(sample, n_spots)
+        if config.train.n_networks is None:
+            config = config.replace(n_networks=default_n_networks(n_spots))
         self.seconds_: dict[str, float] = {}
-        filter_seed, train_seed, cluster_seed = spawn_seeds(self.seed, 3)
 
         if graph is None:
             with self._timed("graph", device):
-                graph = build_graph(coordinates, config.graph, sample)
-        with self._timed("filter", device):
-            features = filter_features(features, graph, config.filter, filter_seed, device)
+                graph = SpatialGraph.from_coordinates(
+                    points, n_neighbors=config.graph.n_neighbors, radius=config.graph.radius, sample=sample
+                )
+        adjacency = SymmetricAdjacency(graph.adjacency(device))
+        # the graph's order from here to the results
+        features = features[torch.from_numpy(graph.order).to(features.device)].to(device)
+        if config.train.recipe == "default":
+            with self._timed("filter", device):
+                features = denoise(
+                    features, adjacency, config.filter.noise_band, stage_seed(self.seed, "filter")
+                )
         with self._timed("train", device):
-            result = train(
+            trainer = TRAINERS[config.train.recipe](
                 features,
                 graph,
+                adjacency=adjacency,
                 network_config=config.network,
-                config=limit_members(config.train, len(features)),
-                seed=train_seed,
+                config=config.train,
+                seed=stage_seed(self.seed, "train"),
                 device=device,
-                callback=self.callback,
             )
+            result = trainer.run(self.callback)
+        self.history_, self.network_ = result.history, result.network.cpu()
+        latent = result.latent.flatten(1).cpu().numpy()
+        if config.cluster.cluster_on == "consensus":
+            # the z of different networks have different axes, but their reconstructions can be averaged
+            embedding = torch.lerp(features, result.reconstruction, config.cluster.network_share)
+        else:
+            embedding = result.latent.flatten(1)
+        del trainer, result, features, adjacency
         with self._timed("cluster", device):
-            if config.cluster.cluster_on == "consensus":
-                # each member's z has coordinates of its own, but decoded they all speak of the features:
-                # there they can be averaged, and what the start of one decided fades
-                embedding = torch.lerp(features, result.reconstruction, config.cluster.network_share)
-            else:
-                embedding = result.latent.flatten(1)
-            self.embedding_ = embedding.cpu().numpy()
+            seed = stage_seed(self.seed, "cluster")
+            array = embedding.cpu().numpy()
             self.selection_: Selection | None = None
             if self.n_domains is None:
-                self.selection_ = select_n_domains(
-                    self.embedding_, config=config.cluster, seed=cluster_seed, device=device
-                )
+                self.selection_ = select_n_domains(array, config=config.cluster, seed=seed, device=device)
                 runners_up = ", ".join(map(str, self.selection_.runners_up))
                 logger.info("%d domains chosen; runners-up: %s", self.selection_.n_domains, runners_up)
-            self.n_domains_: int = self.n_domains or self.selection_.n_domains  # type: ignore[union-attr]
-            domains = find_domains(
-                embedding, self.n_domains_, config.cluster, seed=cluster_seed, device=device
-            )
+            n_domains = self.n_domains if self.selection_ is None else self.selection_.n_domains
+            self.n_domains_ = int(n_domains)  # type: ignore[arg-type]
+            domains = find_domains(embedding, self.n_domains_, config.cluster, seed=seed, device=device)
         with self._timed("refine", device):
-            self.refined_labels_ = majority_vote(
-                domains.labels, coordinates, n_neighbors=config.cluster.refine_neighbors, sample=sample
+            refined = majority_vote(
+                domains.labels,
+                points[graph.order],
+                n_neighbors=config.cluster.refine_neighbors,
+                sample=sections[graph.order],
             )
-        self.labels_ = domains.labels
-        self.probabilities_ = domains.probabilities
-        self.confidence_ = domains.confidence
-        self.history_ = result.history
-        self.graph_, self.network_, self.config_ = graph, result.network, config
-        self.n_features_in_ = features.shape[1]
-        return self
-
-    def fit_predict(self, X: Any, coordinates: Any, sample: Sequence[Any] | None = None) -> np.ndarray:
-        """`fit`, then ``labels_``."""
-        return self.fit(X, coordinates, sample).labels_
-
-    def _check(self, X: Any, coordinates: Any) -> torch.Tensor:
-        """X as a float32 tensor, where it is, once K and the shapes are known to fit."""
-        array = X.detach() if isinstance(X, torch.Tensor) else np.asarray(X)
-        if array.ndim != 2 or array.shape[1] == 0:
-            raise InputError(
-                f"expected features of shape (spots, features); found shape {tuple(array.shape)}."
-            )
-        if len(array) != len(coordinates):
-            raise InputError(
-                f"features and coordinates must have one row a spot; found {len(array)} and {len(coordinates)}."
-            )
-        try:
-            features = torch.as_tensor(array if isinstance(array, torch.Tensor) else array.astype(np.float32))
-        except (TypeError, ValueError) as error:
-            raise InputError(f"features must be numbers; found dtype {array.dtype}.") from error
-        features = features.to(torch.float32)
-        finite = torch.isfinite(features).all(1)
-        if not finite.all():
-            rows = torch.nonzero(~finite).flatten()
-            raise InputError(
-                f"features must be finite; found NaN or infinity in {len(rows)} spot(s), first row {int(rows[0])}."
-            )
-        check_n_domains(self.n_domains, len(array))
-        return features
+        # back to the caller's order
+        rank = graph.rank
+        self.labels_, self.refined_labels_ = domains.labels[rank], refined[rank]
+        self.probabilities_, self.confidence_ = domains.probabilities[rank], domains.confidence[rank]
+        self.embedding_, self.latent_ = array[rank], latent[rank]
+        self.graph_, self.config_ = graph, config
+        self.n_features_in_ = np.shape(X)[1]
 
     @contextmanager
     def _timed(self, stage: str, device: torch.device) -> Iterator[None]:
@@ -234,53 +258,59 @@ class AMILST(ClusterMixin, BaseEstimator):
         self.seconds_[stage] = time.perf_counter() - start
 
 
-def check_n_domains(n_domains: int | None, n_spots: int) -> None:
-    """Raise `InputError` unless 2 ≤ K ≤ number of spots, or K is to be chosen."""
+def validate(config: Config, n_spots: int, n_domains: int | None, seed: int) -> None:
+    """Refuse what cannot be run, before any computation.
+
+    Parameters
+    ----------
+    config : Config
+    n_spots : int
+    n_domains : int or None
+        K; None to choose it.
+    seed : int
+
+    Raises
+    ------
+    InputError
+        K is not an integer from 2 to the number of spots, there are too few spots to choose K, or the seed is
+        out of range.
+    MissingExtraError
+        The setting ``method="leiden"`` and igraph is not installed.
+    """
+    check_seed(seed)
     if n_domains is None:
-        return
-    if isinstance(n_domains, bool) or not isinstance(n_domains, int | np.integer) or n_domains < 2:
-        raise InputError(f"n_domains must be a whole number of at least 2; found {n_domains!r}.")
-    if n_domains > n_spots:
-        raise InputError(f"{n_domains} domains were asked for, but there are only {n_spots} spots.")
-
-
-def build_graph(coordinates: Any, config: GraphConfig, sample: Sequence[Any] | None = None) -> SpatialGraph:
-    """The neighbour graph that a configuration asks for."""
-    return SpatialGraph.from_coordinates(
-        coordinates, n_neighbors=config.n_neighbors, radius=config.radius, sample=sample
-    )
-
-
-def standardize(features: torch.Tensor) -> torch.Tensor:
-    """Centre the columns and scale the whole to a total variance of one.
-
-    The columns keep their relative scale: the first principal components stay the loudest.
-    """
-    centred = features - features.mean(0)
-    total = centred.square().mean(0).sum()
-    if not total > 0:
-        raise InputError("all spots have the same features: there is nothing to tell domains apart by.")
-    return centred / total.sqrt()
-
-
-def filter_features(
-    features: torch.Tensor, graph: SpatialGraph, config: FilterConfig, seed: int, device: torch.device
-) -> torch.Tensor:
-    """What the network sees of the features: filtered and standardised, on ``device``, in the caller's order.
-
-    Where the filter finds nothing but noise in every column, the features pass unfiltered.
-    """
-    features = features.to(device)
-    if config.noise_band is not None:
-        # on a scale of one, so that float32 serves features of any unit
-        with threads_for(len(features)):
-            filtered, _ = wiener_filter(
-                standardize(features)[torch.from_numpy(graph.order).to(device)],
-                SymmetricAdjacency(graph.adjacency(device)),
-                noise_band=config.noise_band,
-                degree=config.filter_degree,
-                seed=seed,
+        if n_spots < _MIN_SPOTS_TO_CHOOSE:
+            raise InputError(
+                f"choosing the number of domains needs at least {_MIN_SPOTS_TO_CHOOSE} spots; found {n_spots}. "
+                "Set n_domains (--n-domains)."
             )
-        if filtered.var(0).sum() > _LEAST_SIGNAL:
-            features = filtered[torch.from_numpy(graph.rank).to(device)]
-    return standardize(features) if config.standardize else features
+    elif isinstance(n_domains, bool) or not isinstance(n_domains, int | np.integer) or n_domains < 2:
+        raise InputError(f"n_domains (--n-domains) must be an integer >= 2 or None; found {n_domains!r}.")
+    elif n_domains > n_spots:
+        raise InputError(f"n_domains must not exceed the number of spots; found {n_domains} for {n_spots}.")
+    if config.cluster.method == "leiden" and find_spec("igraph") is None:
+        raise MissingExtraError.for_package("igraph", "leiden", "Leiden clustering")
+
+
+def _check_features(X: Any) -> torch.Tensor:
+    """X as a float32 tensor (N, C) on its own device."""
+    if sparse.issparse(X):
+        raise InputError(
+            "expected dense features, such as principal components; found a sparse matrix. "
+            "Reduce counts first, for example with amilst_lite.PCA (it takes sparse input)."
+        )
+    array = X.detach() if isinstance(X, torch.Tensor) else np.asarray(X)
+    if array.ndim != 2 or 0 in array.shape:
+        raise InputError(f"expected features of shape (spots, features); found shape {tuple(array.shape)}.")
+    try:
+        features = torch.as_tensor(array if isinstance(array, torch.Tensor) else array.astype(np.float32))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"features must be numbers; found dtype {array.dtype}.") from error
+    features = features.to(torch.float32)
+    finite = torch.isfinite(features).all(1)
+    if not finite.all():
+        rows = torch.nonzero(~finite).flatten()
+        raise InputError(
+            f"features must be finite; found NaN or infinity in {len(rows)} spot(s), first row {int(rows[0])}."
+        )
+    return features

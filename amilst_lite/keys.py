@@ -1,40 +1,63 @@
-"""Every AnnData slot that amilst_lite reads or writes, in one place."""
+"""Every AnnData slot that amilst_lite reads or writes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .errors import InputError
+
 SPATIAL = "spatial"
-"""``obsm``: coordinates, n × 2 or n × 3. ``uns``: images and scale factors, as scanpy keeps them."""
+"""``obsm``: coordinates, (N, 2) or (N, 3). ``uns``: images and scale factors, in scanpy's format."""
 
 COUNTS = "counts"
-"""``layers``: raw counts, preferred to ``X`` when present."""
-
-PCA = "X_pca"
-"""``obsm``: principal components of the prepared expression."""
+"""``layers``: raw counts; preferred to ``X`` if present."""
 
 CONNECTIVITIES = "spatial_connectivities"
-"""``obsp``: squidpy's slot for the neighbour graph, ones."""
+"""``obsp``: squidpy's slot for the adjacency matrix of the neighbor graph."""
 
 DISTANCES = "spatial_distances"
-"""``obsp``: squidpy's slot for the lengths of the edges."""
+"""``obsp``: squidpy's slot for the edge lengths."""
 
 NEIGHBORS = "spatial_neighbors"
-"""``uns``: squidpy's slot for how the graph was made."""
+"""``uns``: squidpy's slot for the parameters of the neighbor graph."""
 
 DEFAULT_KEY = "amilst"
 
 
 @dataclass(frozen=True)
 class ResultKeys:
-    """Names of the slots written by one run, all derived from ``key_added``."""
+    """Names of the slots written by one run, all derived from ``key_added``.
+
+    Raises
+    ------
+    InputError
+        ``key_added`` is not a non-empty string, contains a slash (a separator in HDF5 files), or is
+        ``"spatial"``, whose slots belong to scanpy and squidpy.
+    """
 
     key_added: str = DEFAULT_KEY
 
+    def __post_init__(self) -> None:
+        key = self.key_added
+        if not isinstance(key, str) or not key.strip() or "/" in key or key == SPATIAL:
+            raise InputError(
+                f"key_added must be a non-empty string without '/', other than {SPATIAL!r}; found {key!r}."
+            )
+
     @property
     def embedding(self) -> str:
-        """``obsm``: the latent representation, float32."""
+        """``obsm``: what is clustered, float32."""
         return f"X_{self.key_added}"
+
+    @property
+    def latent(self) -> str:
+        """``obsm``: the latent representation z of every network, side by side, float32."""
+        return f"X_{self.key_added}_latent"
+
+    @property
+    def pca(self) -> str:
+        """``obsm``: principal components of the normalized expression, float32."""
+        return f"X_{self.key_added}_pca"
 
     @property
     def domain(self) -> str:
@@ -43,15 +66,50 @@ class ResultKeys:
 
     @property
     def refined(self) -> str:
-        """``obs``: the domains after a majority vote among spatial neighbours."""
+        """``obs``: the domains after a majority vote among spatial neighbors."""
         return f"{self.key_added}_domain_refined"
 
     @property
     def confidence(self) -> str:
-        """``obs``: probability of the spot's own domain, in [0, 1]."""
+        """``obs``: probability of the assigned domain, in [0, 1]."""
         return f"{self.key_added}_confidence"
 
     @property
     def record(self) -> str:
-        """``uns``: configuration, seed, device, versions, losses."""
+        """``uns``: settings, seed, device, versions, losses."""
         return self.key_added
+
+    @property
+    def colors(self) -> str:
+        """``uns``: colors of the categories of `domain`, as scanpy stores them."""
+        return f"{self.domain}_colors"
+
+    @property
+    def refined_colors(self) -> str:
+        """``uns``: the same colors for the categories of `refined`."""
+        return f"{self.refined}_colors"
+
+    @property
+    def connectivities(self) -> str:
+        """``obsp``: the adjacency matrix, where squidpy's slot is taken."""
+        return f"{self.key_added}_connectivities"
+
+    @property
+    def distances(self) -> str:
+        """``obsp``: the edge lengths, where squidpy's slot is taken."""
+        return f"{self.key_added}_distances"
+
+    @property
+    def neighbors(self) -> str:
+        """``uns``: the parameters of the neighbor graph, where squidpy's slot is taken."""
+        return f"{self.key_added}_neighbors"
+
+    @property
+    def slots(self) -> dict[str, tuple[str, ...]]:
+        """Attribute of AnnData → the names above that belong to it."""
+        return {
+            "obs": (self.domain, self.refined, self.confidence),
+            "obsm": (self.embedding, self.latent, self.pca),
+            "obsp": (self.connectivities, self.distances),
+            "uns": (self.record, self.colors, self.refined_colors, self.neighbors),
+        }

@@ -1,9 +1,9 @@
-"""Scores of domains: agreement with an annotation, and continuity on the section.
+"""Scores of domains: agreement with an annotation, and spatial continuity.
 
-Agreement compares two labellings of the same spots and does not care how either names its domains.
-Spots that the annotation leaves out (None, NaN or an empty string) are left out of the score.
-Continuity needs no annotation: it asks whether domains are compact in space. Neither builds an N×N
-array: neighbours come from k-d trees, in O(N log N).
+Agreement compares two labelings of the same spots; it does not depend on the names of the labels. Spots
+without an annotation (None, NaN or an empty string) are excluded. Continuity needs no annotation: it measures
+how compact domains are in space. CHAOS and PAS search neighbors in O(N log N), the silhouette compares all
+pairs of at most 5,000 spots.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 import sklearn
 from numpy.typing import ArrayLike
-from scipy.spatial import cKDTree
 from sklearn import metrics as _sklearn
 
 from .errors import InputError
-from .runtime import n_threads
+from .runtime import check_seed
+from .spatial.neighbors import nearest_neighbors, section_codes
+from .validation import check_number
 
 __all__ = [
     "adjusted_rand_index",
@@ -31,26 +32,26 @@ __all__ = [
 ]
 
 
-# ------------------------------------------------------------------------------------------ agreement
+# --- agreement --------------------------------------------------------------------------------
 
 
 def adjusted_rand_index(truth: ArrayLike, labels: ArrayLike) -> float:
-    """Adjusted Rand index: pairs of spots on which both agree, corrected for chance.
+    """Adjusted Rand index: share of pairs of spots on which both labelings agree, corrected for chance.
 
     Parameters
     ----------
     truth, labels : array-like, shape (n_spots,)
-        Two labellings. Spots missing (None, NaN, "") in either are left out.
+        Two labelings. Spots without a label (None, NaN, "") in either are excluded.
 
     Returns
     -------
     float
-        1 for the same partition, about 0 for unrelated ones; can be negative (not below -0.5).
+        1 for identical partitions, about 0 for independent ones, at least -0.5.
 
     Raises
     ------
     InputError
-        The lengths differ, or fewer than two spots are labelled in both.
+        The lengths differ, or fewer than two spots have both labels.
 
     References
     ----------
@@ -60,7 +61,7 @@ def adjusted_rand_index(truth: ArrayLike, labels: ArrayLike) -> float:
 
 
 def normalized_mutual_info(truth: ArrayLike, labels: ArrayLike) -> float:
-    """Mutual information over the arithmetic mean of both entropies, in [0, 1].
+    """Mutual information divided by the arithmetic mean of the two entropies, in [0, 1].
 
     Parameters and errors as for :func:`adjusted_rand_index`.
     """
@@ -68,7 +69,7 @@ def normalized_mutual_info(truth: ArrayLike, labels: ArrayLike) -> float:
 
 
 def homogeneity(truth: ArrayLike, labels: ArrayLike) -> float:
-    """1 - H(truth | labels) / H(truth), in [0, 1]: 1 if no domain mixes two annotated regions.
+    """1 - H(truth | labels) / H(truth), in [0, 1]: 1 if no domain overlaps two annotated regions.
 
     Parameters and errors as for :func:`adjusted_rand_index`. Rosenberg and Hirschberg, EMNLP 2007.
     """
@@ -76,7 +77,7 @@ def homogeneity(truth: ArrayLike, labels: ArrayLike) -> float:
 
 
 def completeness(truth: ArrayLike, labels: ArrayLike) -> float:
-    """1 - H(labels | truth) / H(labels), in [0, 1]: 1 if no annotated region is split over domains.
+    """1 - H(labels | truth) / H(labels), in [0, 1]: 1 if no annotated region overlaps two domains.
 
     Parameters and errors as for :func:`adjusted_rand_index`. Rosenberg and Hirschberg, EMNLP 2007.
     """
@@ -84,23 +85,22 @@ def completeness(truth: ArrayLike, labels: ArrayLike) -> float:
 
 
 def agreement(truth: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-    """All agreement scores at once.
+    """All agreement scores.
 
     Parameters
     ----------
     truth, labels : array-like, shape (n_spots,)
-        The annotation and the domains. Spots missing (None, NaN, "") in either are left out.
+        Annotation and domains. Spots without a label (None, NaN, "") in either are excluded.
 
     Returns
     -------
     dict
-        ``ari``, ``nmi``, ``homogeneity``, ``completeness``, and ``n_scored``, the number of spots
-        that were compared.
+        ``ari``, ``nmi``, ``homogeneity``, ``completeness`` and ``n_scored``, the number of spots compared.
 
     Raises
     ------
     InputError
-        The lengths differ, or fewer than two spots are labelled in both.
+        The lengths differ, or fewer than two spots have both labels.
     """
     both = _codes_of_both(truth, labels)
     return {
@@ -112,49 +112,55 @@ def agreement(truth: ArrayLike, labels: ArrayLike) -> dict[str, float]:
     }
 
 
-# ----------------------------------------------------------------------------------------- continuity
+# --- continuity -------------------------------------------------------------------------------
 
 
 def chaos(labels: ArrayLike, coordinates: np.ndarray) -> float:
-    """CHAOS: mean distance from a spot to the nearest one of its own domain; lower is smoother.
+    """CHAOS: mean distance from a spot to the nearest spot of the same domain; lower is smoother.
 
     Parameters
     ----------
     labels : array-like, shape (n_spots,)
-        The domains. Spots without one (None, NaN, "") are left out.
+        The domains. Spots without one (None, NaN, "") are excluded.
     coordinates : ndarray, shape (n_spots, 2) or (n_spots, 3)
-        In any unit: each axis is standardised (ddof 1) first.
+        In any unit: as in the published definition, each axis is standardized (ddof 1) first.
 
     Returns
     -------
     float
-        In standard deviations of the coordinates. It shrinks as spots grow denser, so that only
-        labellings of one and the same section compare. A domain of a single spot adds nothing.
+        In standard deviations of the coordinates. A domain of one spot contributes a distance of 0.
 
     Raises
     ------
     InputError
         The lengths differ, a coordinate is not finite, or fewer than two spots have a label.
 
+    Notes
+    -----
+    Because each axis is standardized, the score depends on the orientation of the section: rotation changes
+    it, reflection and translation do not. It decreases with the density of spots. Compare it only between
+    labelings of the same spots.
+
     References
     ----------
     Shang and Zhou, Nature Communications 2022 (SpatialPCA).
     """
-    return _chaos(*_labelled(labels, coordinates))
+    return _chaos(*_labeled(labels, coordinates))
 
 
 def pas(labels: ArrayLike, coordinates: np.ndarray, n_neighbors: int = 10) -> float:
-    """PAS: share of abnormal spots, those most of whose neighbours lie in other domains.
+    """PAS: share of abnormal spots, of which more than half of the neighbors are in other domains.
 
     Parameters
     ----------
     labels : array-like, shape (n_spots,)
-        The domains. Spots without one (None, NaN, "") are left out.
+        The domains. Spots without one (None, NaN, "") are excluded.
     coordinates : ndarray, shape (n_spots, 2) or (n_spots, 3)
         In any unit.
     n_neighbors : int
-        Nearest spots to look at; a spot is abnormal when more than half of them, six of ten, are of
-        another domain. At most ``n_spots - 1`` are taken.
+        Nearest spots to consider, at most ``n_spots - 1``. All spots tied with the last of them are
+        included (12 of 10 on a hexagonal grid), so that the score does not depend on the orientation of
+        the section or the order of the spots.
 
     Returns
     -------
@@ -165,94 +171,85 @@ def pas(labels: ArrayLike, coordinates: np.ndarray, n_neighbors: int = 10) -> fl
     ------
     InputError
         The lengths differ, a coordinate is not finite, fewer than two spots have a label, or
-        ``n_neighbors`` is below 1.
+        ``n_neighbors`` < 1.
 
     References
     ----------
     Shang and Zhou, Nature Communications 2022 (SpatialPCA).
     """
-    if n_neighbors < 1:
-        raise InputError(f"n_neighbors must be at least 1; found {n_neighbors}.")
-    return _pas(*_labelled(labels, coordinates), n_neighbors)
+    check_number("n_neighbors", n_neighbors, 1, integer=True)
+    return _pas(*_labeled(labels, coordinates), n_neighbors)
 
 
 def spatial_silhouette(
     labels: ArrayLike, coordinates: np.ndarray, *, max_spots: int = 5000, seed: int = 0
 ) -> float:
-    """Silhouette of the domains in the plane of the section.
+    """Mean silhouette of the domains, with the spatial distance between spots.
 
     Parameters
     ----------
     labels : array-like, shape (n_spots,)
-        The domains. Spots without one (None, NaN, "") are left out.
+        The domains. Spots without one (None, NaN, "") are excluded.
     coordinates : ndarray, shape (n_spots, 2) or (n_spots, 3)
         In any unit.
     max_spots : int
-        Up to this many spots the score is exact. Of more, a random sample of this size (and at
-        least one spot of every domain) is scored: the silhouette needs all pairs of its spots.
+        The score is exact up to this many spots. For more, which would need all pairs of spots, it is
+        computed on a random sample of this size with at least one spot of every domain.
     seed : int
-        Of the sample; numpy's global generator is neither read nor changed.
+        Seed of the sample; the global generator is not used.
 
     Returns
     -------
     float
-        In [-1, 1]; higher is more compact. NaN where it is undefined: with a single domain, or with
-        as many domains as spots. Layers, being long and thin, score low however well they are found.
+        In [-1, 1]; higher is more compact. NaN with a single domain or as many domains as spots, for which
+        it is undefined. It is low for long and thin domains such as cortical layers, even correct ones.
 
     Raises
     ------
     InputError
-        The lengths differ, a coordinate is not finite, fewer than two spots have a label, or
-        ``max_spots`` is below 2.
+        The lengths differ, a coordinate is not finite, fewer than two spots have a label, ``max_spots`` < 2,
+        or ``seed`` is not in [0, 2**32).
 
     References
     ----------
     Rousseeuw, Journal of Computational and Applied Mathematics 1987.
     """
-    if max_spots < 2:
-        raise InputError(f"max_spots must be at least 2; found {max_spots}.")
-    return _silhouette(*_labelled(labels, coordinates), max_spots, seed)
+    check_number("max_spots", max_spots, 2, integer=True)
+    return _silhouette(*_labeled(labels, coordinates), max_spots, check_seed(seed))
 
 
 def continuity(
     labels: ArrayLike, coordinates: np.ndarray, sample: ArrayLike | None = None, *, seed: int = 0
 ) -> dict[str, float]:
-    """All continuity scores at once.
+    """All continuity scores.
 
     Parameters
     ----------
     labels : array-like, shape (n_spots,)
-        The domains. Spots without one (None, NaN, "") are left out.
+        The domains. Spots without one (None, NaN, "") are excluded.
     coordinates : ndarray, shape (n_spots, 2) or (n_spots, 3)
         In any unit.
     sample : array-like, shape (n_spots,), optional
-        The section of each spot. Each section is scored by itself, and the scores are averaged over
-        the sections in proportion to their spots; one with fewer than two labelled spots is left out.
+        The section of each spot. Sections are scored separately, and scores are averaged over sections
+        weighted by their numbers of spots. Sections with fewer than two labeled spots are excluded.
     seed : int
-        For the silhouette of large sections, see :func:`spatial_silhouette`.
+        Seed for the silhouette of large sections, see :func:`spatial_silhouette`.
 
     Returns
     -------
     dict
-        ``chaos``, ``pas`` and ``silhouette`` (NaN where undefined in every section).
+        ``chaos``, ``pas`` and ``silhouette`` (NaN if undefined in every section).
 
     Raises
     ------
     InputError
-        As for :func:`chaos`; or ``sample`` has another length, or holds missing values.
+        As for :func:`chaos`; or ``sample`` has another length or missing values.
     """
-    codes, points = _labelled(labels, coordinates, keep_all=True)
-    if sample is None:
-        sections = np.zeros(len(codes), dtype=np.int64)
-    else:
-        sections = _codes(sample)
-        if len(sections) != len(codes) or (sections < 0).any():
-            raise InputError(
-                f"sample must name the section of each of the {len(codes)} spots; found {len(sections)} "
-                f"entries, {int((sections < 0).sum())} of them missing."
-            )
+    seed = check_seed(seed)
+    codes, points = _labeled(labels, coordinates, keep_all=True)
+    sections, names = section_codes(sample, len(codes))  # type: ignore[arg-type]
     scores, weights = [], []
-    for section in np.unique(sections):
+    for section in range(len(names)):
         inside = (sections == section) & (codes >= 0)
         if inside.sum() >= 2:
             own = codes[inside], points[inside]
@@ -269,33 +266,31 @@ def continuity(
     return dict(zip(("chaos", "pas", "silhouette"), mean, strict=True))
 
 
-# -------------------------------------------------------------------------------------------- kernels
+# --- kernels ----------------------------------------------------------------------------------
 
 
 def _chaos(codes: np.ndarray, points: np.ndarray) -> float:
     spread = points.std(axis=0, ddof=1)
-    spread[spread == 0] = 1  # spots on a line: that axis says nothing
-    scaled = points / spread  # a shift changes no distance
+    spread[spread == 0] = 1  # spots on a line
+    scaled = points / spread  # centering would not change distances
     total = 0.0
     for domain in np.unique(codes):
         own = scaled[codes == domain]
         if len(own) > 1:
-            # the first is the spot itself, or its double
-            distance, _ = cKDTree(own).query(own, k=2, workers=n_threads())
-            total += distance[:, 1].sum()
+            nearest, _ = nearest_neighbors(own, 1)
+            # rows may have several neighbors, whose distances agree only to the tolerance of ties
+            spots = np.repeat(np.arange(len(own)), np.diff(nearest.indptr))
+            distance = np.linalg.norm(own[spots] - own[nearest.indices], axis=1)
+            total += np.minimum.reduceat(distance, nearest.indptr[:-1]).sum()
     return float(total / len(codes))
 
 
 def _pas(codes: np.ndarray, points: np.ndarray, n_neighbors: int) -> float:
-    k = min(n_neighbors, len(codes) - 1)
-    _, found = cKDTree(points).query(points, k=k + 1, workers=n_threads())
-    # Leave each spot itself out. Where more than k others lie at the very same place, it may not be
-    # among those found: then the last of them goes.
-    itself = found == np.arange(len(codes))[:, None]
-    itself[~itself.any(axis=1), -1] = True
-    neighbors = found[~itself].reshape(len(codes), k)
-    elsewhere = (codes[neighbors] != codes[:, None]).sum(axis=1)
-    return float(np.mean(elsewhere > k / 2))
+    neighbors, _ = nearest_neighbors(points, min(n_neighbors, len(codes) - 1))
+    degree = np.diff(neighbors.indptr)
+    spots = np.repeat(np.arange(len(codes)), degree)
+    different = codes[neighbors.indices] != codes[spots]
+    return float(np.mean(np.bincount(spots[different], minlength=len(codes)) > degree / 2))
 
 
 def _silhouette(codes: np.ndarray, points: np.ndarray, max_spots: int, seed: int) -> float:
@@ -306,15 +301,15 @@ def _silhouette(codes: np.ndarray, points: np.ndarray, max_spots: int, seed: int
         codes, points = codes[chosen], points[chosen]
     if not 2 <= len(np.unique(codes)) < len(codes):
         return float("nan")
-    with sklearn.config_context(working_memory=64):  # MiB: rows of distances held at a time
+    with sklearn.config_context(working_memory=64):  # MiB of distances in memory at a time
         return float(_sklearn.silhouette_score(points, codes))
 
 
-# ---------------------------------------------------------------------------------------------- doors
+# --- validation -------------------------------------------------------------------------------
 
 
 def _codes(values: ArrayLike) -> np.ndarray:
-    """Number the distinct labels; -1 where missing (None, NaN, ""); shape (n,), int64."""
+    """Codes 0, 1, ... of the distinct labels, -1 where missing (None, NaN, ""); (n,), int64."""
     array: np.ndarray = np.asarray(values)
     if array.ndim != 1:
         raise InputError(f"Labels must be one-dimensional, one per spot; found shape {array.shape}.")
@@ -324,7 +319,7 @@ def _codes(values: ArrayLike) -> np.ndarray:
 
 
 def _codes_of_both(truth: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """The codes of the spots labelled in both."""
+    """The codes of the spots that have both labels."""
     first, second = _codes(truth), _codes(labels)
     if len(first) != len(second):
         raise InputError(
@@ -333,24 +328,25 @@ def _codes_of_both(truth: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.
     both = (first >= 0) & (second >= 0)
     if both.sum() < 2:
         raise InputError(
-            f"Agreement needs at least 2 spots labelled in both; found {int(both.sum())} of {len(both)}. "
-            "Check that the annotation belongs to this section and names the same spots."
+            f"Agreement needs at least 2 spots with both labels; found {int(both.sum())} of {len(both)}. "
+            "Check that the annotation belongs to this section and has the same spot names."
         )
     return first[both], second[both]
 
 
-def _labelled(
+def _labeled(
     labels: ArrayLike, coordinates: np.ndarray, keep_all: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and float64 coordinates of the labelled spots, or with ``keep_all`` of every spot."""
+    """Codes and float64 coordinates of the labeled spots, or of all spots with ``keep_all``."""
     codes = _codes(labels)
     points = np.asarray(coordinates, dtype=np.float64)
-    if points.ndim != 2 or len(points) != len(codes):
+    if points.ndim != 2 or len(points) != len(codes) or points.shape[1] not in (2, 3):
         raise InputError(
-            f"coordinates must have one row for each of the {len(codes)} labels; found shape {points.shape}."
+            f"coordinates must have one row for each of the {len(codes)} labels and 2 or 3 columns; found "
+            f"shape {points.shape}."
         )
     if (codes >= 0).sum() < 2:
-        raise InputError(f"Continuity needs at least 2 labelled spots; found {int((codes >= 0).sum())}.")
+        raise InputError(f"Continuity needs at least 2 labeled spots; found {int((codes >= 0).sum())}.")
     if not np.isfinite(points[codes >= 0]).all():
         raise InputError("coordinates must be finite; found NaN or infinite values. Remove those spots.")
     return (codes, points) if keep_all else (codes[codes >= 0], points[codes >= 0])

@@ -1,4 +1,4 @@
-"""Where and how a run happens: device, random numbers, threads, versions, memory."""
+"""Devices, random numbers, threads, package versions and memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ import torch
 from .errors import InputError
 
 __all__ = [
+    "check_seed",
     "make_generator",
     "n_threads",
     "peak_memory",
     "resolve_device",
     "spawn_seeds",
+    "stage_seed",
+    "standard_math",
     "synchronize",
     "threads_for",
     "total_memory",
@@ -29,14 +33,14 @@ __all__ = [
 ]
 
 _ROWS_PER_THREAD = 50_000
+_STAGES = ("filter", "train", "cluster", "prepare")
 _PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "anndata", "h5py", "pandas", "pynndescent")
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
-    """Turn ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"`` into a usable device.
+    """Turn ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"`` into a usable device.
 
-    ``"auto"`` takes CUDA when there is one, else the CPU; Apple's mps only when asked for by
-    name, since it lacks operations that then fall back silently.
+    ``"auto"`` is CUDA where available, else the CPU.
 
     Raises
     ------
@@ -48,48 +52,106 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     try:
         resolved = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise InputError(f"device must be auto, cpu, cuda, cuda:N or mps; found {device!r}.") from error
+        raise InputError(f"device must be auto, cpu, cuda or cuda:N; found {device!r}.") from error
     if resolved.type == "cuda":
         available = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (resolved.index or 0) >= available:
-            raise InputError(
-                f"device {device!r} was asked for, but this build of torch ({torch.__version__}) sees "
-                f"{available} CUDA device(s). Use device='cpu', or install a CUDA build of torch."
+            advice = (
+                f"The last one is cuda:{available - 1}."
+                if available
+                else f"Use device='cpu', or install a CUDA build of torch (this is {torch.__version__})."
             )
-    elif resolved.type == "mps":
-        if not torch.backends.mps.is_available():
             raise InputError(
-                "device 'mps' was asked for, but torch sees no Apple GPU here. Use device='cpu'."
+                f"device {str(device)!r} was requested, but torch finds {available} CUDA device(s). {advice}"
             )
     elif resolved.type != "cpu":
-        raise InputError(f"device must be auto, cpu, cuda, cuda:N or mps; found {device!r}.")
+        raise InputError(f"device must be auto, cpu, cuda or cuda:N; found {str(device)!r}.")
     return resolved
 
 
+def check_seed(seed: Any) -> int:
+    """The seed as an int in [0, 2**32), the range that numpy, torch and igraph all accept.
+
+    Raises
+    ------
+    InputError
+        It is not an integer in this range.
+    """
+    if isinstance(seed, bool | np.bool_) or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**32:
+        raise InputError(f"seed (--seed) must be an integer >= 0 and < 2**32; found {seed!r}.")
+    return int(seed)
+
+
+@contextmanager
+def standard_math() -> Iterator[None]:
+    """Within: gradients on, float32 as default dtype and in matrix products, whatever the caller has set.
+
+    ``torch.no_grad``, ``inference_mode``, ``autocast``, ``set_default_dtype`` and
+    ``set_float32_matmul_precision`` of the caller would make fitting fail or change its results.
+    """
+    dtype = torch.get_default_dtype()
+    backends: list[tuple[Any, str]] = []
+    try:
+        precision = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the caller has set it backend by backend, with the newer interface of torch
+        precision = "highest"
+        backends = [
+            (backend, backend.fp32_precision)
+            for backend in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+        ]
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+            torch.set_float32_matmul_precision(precision)
+            for backend, value in backends:
+                backend.fp32_precision = value
+
+
 def make_generator(seed: int, device: str | torch.device = "cpu") -> torch.Generator:
-    """A generator of its own for ``device``; torch's global one is left as it was."""
+    """A new generator for ``device``; torch's global one is not touched."""
     generator = torch.Generator(device=device)
     generator.manual_seed(int(seed))
     return generator
 
 
 def spawn_seeds(seed: int, n: int) -> list[int]:
-    """``n`` independent seeds that follow from ``seed`` (numpy's ``SeedSequence``)."""
+    """``n`` independent seeds derived from ``seed`` (numpy's ``SeedSequence``)."""
     return [int(word) for word in np.random.SeedSequence(int(seed)).generate_state(n, dtype=np.uint32)]
 
 
+def stage_seed(seed: int, stage: str) -> int:
+    """The seed of one stage of a run, independent of those of the others.
+
+    Parameters
+    ----------
+    seed : int
+        The seed of the run.
+    stage : {"filter", "train", "cluster", "prepare"}
+    """
+    return spawn_seeds(seed, len(_STAGES))[_STAGES.index(stage)]
+
+
 def n_threads() -> int:
-    """How many threads this process may use: what OMP_NUM_THREADS or ``torch.set_num_threads`` gave."""
+    """Number of threads this process may use, as set by OMP_NUM_THREADS or ``torch.set_num_threads``."""
     return torch.get_num_threads()
 
 
 @contextmanager
 def threads_for(n_rows: int) -> Iterator[None]:
-    """Within: no more of torch's threads than ``n_rows`` rows of some dozens of columns can feed.
+    """Within: at most one of torch's threads, and one more for every 50,000 rows.
 
-    Small operations gain nothing from a second thread, and wait for it: on a machine that others use
-    too, a small section trained ten times slower with two threads than with one. Never raises the
-    number that OMP_NUM_THREADS or ``torch.set_num_threads`` gave, and restores it.
+    Small operations gain nothing from a second thread and wait for it: on a shared machine a small section
+    trained ten times slower with two threads than with one. Never exceeds the number set by OMP_NUM_THREADS
+    or ``torch.set_num_threads``, and restores it.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(min(before, 1 + n_rows // _ROWS_PER_THREAD))
@@ -100,11 +162,9 @@ def threads_for(n_rows: int) -> Iterator[None]:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until ``device`` has done what was queued, so that a clock read means something."""
+    """Wait until ``device`` has finished its queue, so that wall-clock times are right."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def versions() -> dict[str, str]:
@@ -119,9 +179,9 @@ def versions() -> dict[str, str]:
 
 
 def total_memory(device: torch.device | None = None) -> int | None:
-    """Memory in bytes that this process may use at all: the machine's or its container's, or a GPU's.
+    """Total memory in bytes available to this process: of the machine or its container, or of a GPU.
 
-    None where the system does not tell.
+    None where the system does not report it.
     """
     if device is not None and device.type == "cuda":
         if not torch.cuda.is_available():
@@ -141,9 +201,9 @@ def total_memory(device: torch.device | None = None) -> int | None:
 
 
 def peak_memory(device: torch.device | None = None) -> dict[str, Any]:
-    """Largest memory held so far, in bytes: this process's RAM, and the GPU's when there is one.
+    """Peak memory so far, in bytes: RAM of this process, and GPU memory for a CUDA ``device``.
 
-    RAM is None where the system does not tell (Windows).
+    RAM is None where the system does not report it (Windows).
     """
     peak: dict[str, Any] = {"ram_bytes": None}
     try:

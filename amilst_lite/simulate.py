@@ -1,14 +1,13 @@
-"""Simulated tissue with known domains, to try, to teach and to measure with.
+"""Simulated tissue sections with known domains.
 
-What makes a real section hard is kept: a domain differs from its neighbours in which cell types live
-there and in a few marker genes, not in everything; domains share about half of their cells; expression
-drifts within a domain; genes span orders of magnitude in abundance; spots differ in depth, some of it
-smoothly over the section, as when the tissue was permeabilised unevenly. Plain expression therefore
-recovers the domains in part (hardly at all where each spot is a single cell), expression and space
-together nearly all of them.
+The simulation includes what makes real sections difficult: domains differ only in the composition of cell
+types and in a few marker genes; they share about half of their cells; expression varies within a domain;
+gene abundances span orders of magnitude; and the depth of spots varies, in part smoothly over the section, as
+with uneven permeabilization. Expression alone therefore recovers the domains only in part (hardly at all for
+single cells), expression and coordinates together almost completely.
 
-The counts are drawn in chunks of rows, each with a random stream of its own: time is linear in
-spots × genes, memory in the non-zero counts.
+Counts are drawn in chunks of rows, each with its own random stream: time is linear in spots × genes, memory
+in the number of nonzero counts.
 """
 
 from __future__ import annotations
@@ -20,6 +19,8 @@ import scipy.sparse as sp
 from scipy.spatial import cKDTree
 
 from .errors import InputError
+from .runtime import check_seed
+from .validation import check_number
 
 __all__ = ["SimulatedTissue", "simulate_tissue"]
 
@@ -28,29 +29,29 @@ _ARRANGEMENTS = ("hexagonal", "cells")
 _COMMON_TYPES = 4
 _VISIUM_PITCH, _VISIUM_DIAMETER, _VISIUM_CELLS = 100.0, 55.0, 6.0  # µm, µm, cells under a spot
 _CELL_PITCH, _CELL_DIAMETER = 15.0, 10.0
-_CHUNK_ENTRIES = 2_000_000  # spots × genes held dense at a time: a few arrays of 8 or 16 MB
+_CHUNK_ENTRIES = 2_000_000  # spots × genes in one dense chunk: a few arrays of 8 or 16 MB
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SimulatedTissue:
-    """A simulated section and the truth about it.
+    """A simulated section and its ground truth.
 
     Attributes
     ----------
     counts : scipy.sparse.csr_matrix, shape (n_spots, n_genes), float32
         Raw counts: non-negative integers.
     coordinates : ndarray, shape (n_spots, 2), float32
-        Centres of the spots (or cells) in µm, y downwards as in an image.
+        Centers of the spots (or cells) in µm; y points downwards as in an image.
     domains : ndarray, shape (n_spots,), int64
-        The true domain of each spot, 0..K-1, every one of them present.
+        The true domain of each spot, 0..K-1; no domain is empty.
     domain_names : tuple of str, length K
-        What to call them: "layer 1", "region 2", "nest".
+        Names of the domains: "layer 1", "region 2", "nest".
     composition : ndarray, shape (n_spots, n_types), float32
-        Share of each cell type in the spot; rows sum to 1 (one-hot for single cells).
+        Proportion of each cell type in the spot; rows sum to 1 (one-hot for single cells).
     trend : ndarray, shape (n_spots,), float32
-        Technical factor on a spot's depth, smooth over the section, around 1.
+        Technical factor of the depth of each spot, smooth over the section, about 1.
     marker_genes : ndarray, shape (K, n_genes), bool
-        Genes raised in each domain whatever the cell type.
+        Genes with increased expression in each domain, independent of cell type.
     gene_names : ndarray, shape (n_genes,), str
     spot_names : ndarray, shape (n_spots,), str
     spot_diameter : float
@@ -70,7 +71,7 @@ class SimulatedTissue:
 
     @property
     def annotation(self) -> np.ndarray:
-        """The true domain of each spot by name, shape (n_spots,), str."""
+        """The name of the true domain of each spot, shape (n_spots,), str."""
         return np.asarray(self.domain_names)[self.domains]
 
 
@@ -88,33 +89,33 @@ def simulate_tissue(
     signal: float = 1.0,
     seed: int = 0,
 ) -> SimulatedTissue:
-    """Simulate one section of tissue whose spatial domains are known.
+    """Simulate a tissue section with known spatial domains.
 
     Parameters
     ----------
     n_spots, n_genes : int
-        Size of the section; at least 20 spots a domain and 5 genes a domain.
+        Size of the section; at least 20 spots and 5 genes per domain.
     n_domains : int
-        Number of true domains, at least 2.
+        Number of true domains, >= 2.
     layout : {"layers", "blobs"}
-        Curved layers of unequal thickness, as in cortex; or compartments of irregular outline, several
-        islands to a domain, as in a tumour.
+        Curved layers of different thickness, as in cortex; or irregular compartments, several per domain,
+        as in a tumor.
     n_nests : int
-        Small islands strewn over the layout that together form the last of the domains.
+        Number of small islands within the other domains, which together form the last domain.
     arrangement : {"hexagonal", "cells"}
-        Visium's grid (100 µm apart, 55 µm wide, about six cells under a spot) or single cells at
-        irregular places (about 15 µm apart).
+        The grid of Visium (spots of 55 µm with a pitch of 100 µm and about six cells each), or single
+        cells at irregular positions (about 15 µm apart).
     median_counts : float, optional
-        Median total count of a spot. Default: 0.8 per gene on the grid, one per gene for cells.
+        Median total count of a spot, > 0. Default: 0.8 per gene on the grid, 1 per gene for cells.
     dispersion : float
-        Negative-binomial dispersion φ of a typical gene, in [0, 10]: variance = mean + φ·mean².
-        Rarer genes have more of it. 0 gives Poisson counts.
+        Negative-binomial dispersion φ of a typical gene, in [0, 10]: variance = mean + φ·mean². It is larger
+        for rare genes. 0 gives Poisson counts.
     dropout : float
-        Chance in [0, 1) that a faint signal is lost altogether; falls off with the expected count.
+        Probability, in [0, 1), that a very low count is lost; it decreases with the expected count.
     signal : float
-        Strength of the difference between domains, in [0, 10]; 0 leaves none at all.
+        Strength of the difference between domains, in [0, 10]; 0 means no difference.
     seed : int
-        The same seed gives the same section; numpy's global generator is neither read nor changed.
+        In [0, 2**32). The same seed gives the same section; the global generator is not used.
 
     Returns
     -------
@@ -123,35 +124,35 @@ def simulate_tissue(
     Raises
     ------
     InputError
-        A parameter is out of its range.
+        A parameter has the wrong type or is out of range.
 
     Notes
     -----
     The expected count of gene g in spot i of domain d is
 
-        depth_i · trend_i · normalise_g( Σ_t c_it θ_tg · (1 + s_i (m_dg − 1)) · (1 + r_i l_g) )
+        depth_i · trend_i · normalize_g( Σ_t c_it θ_tg · (1 + s_i (m_dg − 1)) · (1 + r_i l_g) )
 
-    with c the cell types that fell under the spot (drawn from the domain's composition, which drifts
-    over the section), θ the types' profiles, m the markers of the domain at a strength s that drifts,
-    and r·l a technical trend that concerns some genes more than others. Counts are negative binomial
-    around it (a gamma mixture of Poissons), as usual for UMI data: Grün et al., Nature Methods 2014.
+    with c the cell types in the spot (drawn from the composition of the domain, which varies over the
+    section), θ the expression profiles of the types, m the markers of the domain with a varying strength s,
+    and r·l a technical trend with a different loading for each gene. Counts are negative binomial (a gamma
+    mixture of Poisson distributions), as usual for UMI data: Grün et al., Nature Methods 2014.
     """
+    seed = check_seed(seed)
     _check(
-        n_spots, n_genes, n_domains, layout, n_nests, arrangement, median_counts, dispersion, dropout, signal,
-        seed,
+        n_spots, n_genes, n_domains, layout, n_nests, arrangement, median_counts, dispersion, dropout, signal
     )  # fmt: skip
     shape_seed, gene_seed, spot_seed, count_seed = np.random.SeedSequence(seed).spawn(4)
     rng = np.random.default_rng(shape_seed)
     cells = arrangement == "cells"
     coordinates = _place(rng, n_spots, cells)  # n×2, µm
     points = coordinates - coordinates.mean(axis=0)
-    points /= np.abs(points).max()  # the tissue now lies in [-1, 1] × [-1, 1], its shape unchanged
+    points /= np.abs(points).max()  # within [-1, 1] × [-1, 1], with the same aspect ratio
     n_base = n_domains - (n_nests > 0)
     base = _layers(rng, points, n_base) if layout == "layers" else _blobs(rng, points, n_base)
     domains = _add_nests(rng, points, base, n_nests) if n_nests else base
     if len(np.unique(domains)) < n_domains:
         raise InputError(
-            f"The nests cover a whole domain at seed {seed} with {n_spots} spots and {n_domains} domains. "
+            f"The nests cover a whole domain with seed {seed}, {n_spots} spots and {n_domains} domains. "
             "Use more spots, fewer domains or another seed."
         )
 
@@ -167,7 +168,7 @@ def simulate_tissue(
     trend = np.exp(0.25 * trend_field).astype(np.float32)
     depth = trend * np.exp(0.35 * rng.standard_normal(n_spots, dtype=np.float32))
     target = median_counts if median_counts is not None else (1.0 if cells else 0.8) * n_genes
-    # the exact median of what is expected; dropout takes its part afterwards
+    # the median of the expected depth, before dropout
     depth *= np.float32(target) / np.median(depth)
 
     counts = _draw_counts(
@@ -200,63 +201,62 @@ def _check(
     dispersion: float,
     dropout: float,
     signal: float,
-    seed: int,
 ) -> None:
-    """Refuse what cannot be simulated, saying what can."""
+    """Raise `InputError` unless the parameters are valid."""
+    check_number("n_spots", n_spots, 1, integer=True)
+    check_number("n_genes", n_genes, 1, integer=True)
+    check_number("n_domains", n_domains, 2, integer=True)
+    check_number("n_nests", n_nests, 0, integer=True)
+    check_number("dropout", dropout, 0)
+    if dropout >= 1:
+        raise InputError(f"dropout must be < 1; found {dropout!r}.")
+    for name, value in (("dispersion", dispersion), ("signal", signal)):
+        check_number(name, value, 0)
+        if value > 10:
+            raise InputError(f"{name} must be <= 10; found {value!r}.")
+    if median_counts is not None:
+        check_number("median_counts", median_counts, 0, strict=True)
     if layout not in _LAYOUTS:
         raise InputError(f"layout must be one of {', '.join(_LAYOUTS)}; found {layout!r}.")
     if arrangement not in _ARRANGEMENTS:
         raise InputError(f"arrangement must be one of {', '.join(_ARRANGEMENTS)}; found {arrangement!r}.")
-    if n_domains < 2:
-        raise InputError(f"n_domains must be at least 2; found {n_domains}.")
-    if n_nests < 0 or (n_nests and n_domains < 3):
+    if n_nests and n_domains < 3:
         raise InputError(
-            f"n_nests must be 0, or positive with n_domains of 3 or more (the nests are one of the domains); "
-            f"found n_nests={n_nests}, n_domains={n_domains}."
+            f"n_nests > 0 needs n_domains >= 3, because the nests are one of the domains; found "
+            f"n_nests={n_nests}, n_domains={n_domains}."
         )
     if n_spots < 20 * n_domains:
-        raise InputError(
-            f"{n_domains} domains need at least {20 * n_domains} spots; found n_spots={n_spots}."
-        )
+        raise InputError(f"{n_domains} domains need n_spots >= {20 * n_domains}; found {n_spots}.")
     if n_genes < 5 * n_domains:
-        raise InputError(f"{n_domains} domains need at least {5 * n_domains} genes; found n_genes={n_genes}.")
+        raise InputError(f"{n_domains} domains need n_genes >= {5 * n_domains}; found {n_genes}.")
     if n_nests * 10 * n_domains > n_spots:
         raise InputError(
-            f"{n_nests} nests among {n_domains} domains need at least {10 * n_domains * n_nests} spots, "
-            f"lest a nest be a spot or two; found n_spots={n_spots}."
+            f"{n_nests} nests and {n_domains} domains need n_spots >= {10 * n_domains * n_nests}, so that "
+            f"a nest has several spots; found {n_spots}."
         )
-    for name, value in (("dispersion", dispersion), ("signal", signal)):
-        if not 0 <= value <= 10:
-            raise InputError(f"{name} must lie in [0, 10]; found {value}.")
-    if not 0 <= dropout < 1:
-        raise InputError(f"dropout must lie in [0, 1); found {dropout}.")
-    if median_counts is not None and not (np.isfinite(median_counts) and median_counts > 0):
-        raise InputError(f"median_counts must be positive; found {median_counts}.")
-    if seed < 0:
-        raise InputError(f"seed must be 0 or more; found {seed}.")
 
 
-# ---------------------------------------------------------------------------------------- the tissue
+# --- shape of the tissue ----------------------------------------------------------------------
 
 
 def _place(rng: np.random.Generator, n_spots: int, cells: bool) -> np.ndarray:
-    """Centres of exactly ``n_spots`` spots within a rounded outline, in µm, in random order; n×2."""
+    """Centers of exactly ``n_spots`` spots within a rounded outline, in µm, in random order; n×2."""
     pitch = _CELL_PITCH if cells else _VISIUM_PITCH
-    # A hexagonal grid half as large again as needed; the spots nearest the middle, in a metric whose
-    # unit ball is a warped, rounded rectangle, are the tissue.
+    # A hexagonal grid of 1.5 times the size needed. The tissue is the spots closest to the center in a
+    # metric whose unit ball is a distorted rectangle with rounded corners.
     side = int(np.ceil(np.sqrt(1.5 * n_spots))) + 2
-    n_rows = int(np.ceil(side / np.sqrt(0.75)))  # rows are closer together than columns
+    n_rows = int(np.ceil(side / np.sqrt(0.75)))  # rows are closer to each other than columns
     row, column = np.divmod(np.arange(n_rows * side), side)
     grid = np.stack([(column + 0.5 * (row % 2)) * pitch, row * pitch * np.sqrt(0.75)], axis=1)
     if cells:
         grid += rng.normal(scale=0.25 * pitch, size=grid.shape)
         grid = grid[rng.random(len(grid)) < 0.9]  # the gaps between cells
-    centred = (grid - grid.mean(axis=0)) / (0.5 * np.ptp(grid, axis=0))
-    centred[:, 1] *= 1.15  # wider than high
-    radius = np.power(np.abs(centred) ** 3.5 @ np.ones(2), 1 / 3.5)
-    radius *= 1 + 0.05 * _smooth_field(rng, centred)
+    centered = (grid - grid.mean(axis=0)) / (0.5 * np.ptp(grid, axis=0))
+    centered[:, 1] *= 1.15  # wider than high
+    radius = np.power(np.abs(centered) ** 3.5 @ np.ones(2), 1 / 3.5)
+    radius *= 1 + 0.05 * _smooth_field(rng, centered)
     inside = np.argsort(radius, kind="stable")[:n_spots]
-    # Files list barcodes in no spatial order, and so do we
+    # in random order, because barcodes are not in spatial order in real files either
     coordinates = grid[rng.permutation(inside)]
     return coordinates - coordinates.min(axis=0) + pitch
 
@@ -264,33 +264,33 @@ def _place(rng: np.random.Generator, n_spots: int, cells: bool) -> np.ndarray:
 def _smooth_field(
     rng: np.random.Generator, points: np.ndarray, n_waves: int = 6, frequency: float = 2.5
 ) -> np.ndarray:
-    """A random function of place, smooth, of mean 0 and variance about 1; shape (n,).
+    """A smooth random function of the position with mean 0 and variance about 1; shape (n,).
 
-    A sum of plane waves with random direction, length and phase: a Gaussian field in the limit of
-    many waves (Rahimi and Recht, NIPS 2007), at a cost linear in the number of points.
+    A sum of plane waves with random direction, wavelength and phase, which converges to a Gaussian random
+    field as the number of waves grows (Rahimi and Recht, NIPS 2007). Time is linear in the number of points.
     """
     waves = rng.normal(scale=frequency, size=(n_waves, 2))
     phases = rng.uniform(0, 2 * np.pi, size=n_waves)
     field = np.zeros(len(points))
-    for wave, phase in zip(waves, phases, strict=True):  # one wave at a time: no n × waves array
+    for wave, phase in zip(waves, phases, strict=True):  # in a loop to avoid an (n, n_waves) array
         field += np.cos(points @ wave + phase)
     return field * np.sqrt(2 / n_waves)
 
 
 def _layers(rng: np.random.Generator, points: np.ndarray, n_domains: int) -> np.ndarray:
-    """Curved layers of unequal thickness, from the outer surface inwards; shape (n,), int64."""
-    centre = np.array([rng.uniform(-0.4, 0.4), rng.uniform(1.4, 2.0)])
-    depth = -np.hypot(*(points - centre).T) + 0.06 * _smooth_field(rng, points)
+    """Curved layers of different thickness, from the outer surface inwards; shape (n,), int64."""
+    center = np.array([rng.uniform(-0.4, 0.4), rng.uniform(1.4, 2.0)])
+    depth = -np.hypot(*(points - center).T) + 0.06 * _smooth_field(rng, points)
     share = rng.uniform(0.5, 1.5, size=n_domains)
     bounds = np.quantile(depth, np.cumsum(share / share.sum())[:-1])
     return np.searchsorted(bounds, depth, side="right").astype(np.int64)
 
 
 def _blobs(rng: np.random.Generator, points: np.ndarray, n_domains: int) -> np.ndarray:
-    """Compartments with irregular outlines, several islands to a domain; shape (n,), int64."""
+    """Irregular compartments, several per domain; shape (n,), int64."""
     warped = points + 0.10 * np.stack([_smooth_field(rng, points, frequency=5.0) for _ in range(2)], axis=1)
     n_sites = 3 * n_domains
-    # Each site is the candidate farthest from those before it (Mitchell 1991), so that no island is tiny
+    # best-candidate sampling (Mitchell 1991): sites keep their distance, so that no compartment is tiny
     sites = warped[rng.choice(len(warped), 1)]
     while len(sites) < n_sites:
         candidates = warped[rng.choice(len(warped), min(10, len(warped)), replace=False)]
@@ -302,14 +302,14 @@ def _blobs(rng: np.random.Generator, points: np.ndarray, n_domains: int) -> np.n
 
 
 def _add_nests(rng: np.random.Generator, points: np.ndarray, domains: np.ndarray, n_nests: int) -> np.ndarray:
-    """Lay islands over the other domains; together they are one more domain of a fair share."""
+    """Add one more domain that consists of islands within the others; shape (n,), int64."""
     n_domains = int(domains.max()) + 2
     warped = points + 0.03 * np.stack([_smooth_field(rng, points, frequency=9.0) for _ in range(2)], axis=1)
-    centres = warped[rng.choice(len(points), n_nests, replace=False)]
+    centers = warped[rng.choice(len(points), n_nests, replace=False)]
     size = rng.uniform(0.7, 1.3, size=n_nests)
     closeness = np.full(len(points), np.inf)
-    for centre, radius in zip(centres, size, strict=True):
-        closeness = np.minimum(closeness, np.hypot(*(warped - centre).T) / radius)
+    for center, radius in zip(centers, size, strict=True):
+        closeness = np.minimum(closeness, np.hypot(*(warped - center).T) / radius)
     n_inside = max(n_nests, round(0.7 * len(points) / n_domains))
     inside = np.argsort(closeness, kind="stable")[:n_inside]
     domains = domains.copy()
@@ -317,11 +317,11 @@ def _add_nests(rng: np.random.Generator, points: np.ndarray, domains: np.ndarray
     return domains
 
 
-# ------------------------------------------------------------------------------------- what is in it
+# --- expression -------------------------------------------------------------------------------
 
 
 def _type_profiles(rng: np.random.Generator, n_types: int, n_genes: int) -> np.ndarray:
-    """Expression of each cell type, a long tail over the genes; (n_types, n_genes), rows sum to 1."""
+    """Expression profile of each cell type, log-normal over genes; (n_types, n_genes), rows sum to 1."""
     abundance = rng.normal(scale=1.3, size=n_genes)  # natural log: three orders of magnitude at 500 genes
     change = np.where(rng.random((n_types, n_genes)) < 0.12, rng.normal(0.3, 0.8, (n_types, n_genes)), 0)
     profiles = np.exp(abundance + change)
@@ -329,7 +329,7 @@ def _type_profiles(rng: np.random.Generator, n_types: int, n_genes: int) -> np.n
 
 
 def _domain_markers(rng: np.random.Generator, n_domains: int, n_genes: int, signal: float) -> np.ndarray:
-    """Factor on each gene in each domain, 1 for most; (n_domains, n_genes)."""
+    """Factor of each gene in each domain, 1 for most genes; (n_domains, n_genes)."""
     per_domain = max(2, round(0.05 * n_genes))
     markers = np.ones((n_domains, n_genes), dtype=np.float32)
     for factors in markers:
@@ -347,22 +347,22 @@ def _compose(
     signal: float,
     layout: str,
 ) -> np.ndarray:
-    """Draw the cells of every spot; their shares by type, (n, n_types), rows sum to 1."""
+    """Proportions of cell types among the cells drawn for each spot; (n, n_types), rows sum to 1."""
     n_types = n_domains + _COMMON_TYPES
     apart = np.abs(np.subtract.outer(np.arange(n_domains), np.arange(n_domains))).astype(float)
-    if layout != "layers":  # layers shade into the next one, compartments have no order
+    if layout != "layers":  # adjacent layers are similar, compartments have no order
         apart = np.minimum(apart, 2.0)
-    # A domain's own type is the likeliest of the specific ones; the common types are the same everywhere
+    # Each domain has its own most frequent type; the common types have the same frequency in all domains.
     preference = np.zeros((n_domains, n_types))
     preference[:, :n_domains] = -1.6 * signal * apart
     preference[:, n_domains:] = -1.2 + 0.4 * rng.standard_normal(_COMMON_TYPES)
-    # drift: which types prevail changes slowly over the section, whatever the domain
+    # frequencies vary smoothly over the section, independent of domains
     composition = np.empty((len(points), n_types), dtype=np.float32)
     for kind in range(n_types):
         composition[:, kind] = preference[domains, kind] + 0.1 * _smooth_field(rng, points)
     np.exp(composition, out=composition)
     n_cells = 1 + rng.poisson(cells_per_spot - 1, size=len(points))
-    for start in range(0, len(points), 65_536):  # numpy's multinomial wants float64
+    for start in range(0, len(points), 65_536):  # in blocks: multinomial needs float64
         rows = slice(start, start + 65_536)
         chances = composition[rows].astype(np.float64)
         chances /= chances.sum(axis=1, keepdims=True)
@@ -383,7 +383,7 @@ def _draw_counts(
     dispersion: float,
     dropout: float,
 ) -> sp.csr_matrix:
-    """Negative-binomial counts, a chunk of rows at a time; CSR float32 with int32 or int64 indices."""
+    """Negative-binomial counts (n_spots, n_genes), drawn in chunks of rows; CSR, float32."""
     n_spots, n_genes = len(depth), profiles.shape[1]
     abundance = profiles.mean(axis=0) * n_genes
     gene_dispersion = (dispersion * np.clip(abundance**-0.3, 0.5, 3.0)).astype(np.float32)
@@ -414,6 +414,6 @@ def _draw_counts(
 
 
 def _numbered(prefix: str, n: int) -> np.ndarray:
-    """prefix_1 .. prefix_n with leading zeros, so that they sort."""
+    """prefix_1 .. prefix_n, with leading zeros so that the names sort."""
     width = len(str(n))
     return np.array([f"{prefix}_{i:0{width}d}" for i in range(1, n + 1)])

@@ -3,8 +3,8 @@ import pytest
 import scipy.sparse as sp
 from scipy.spatial import cKDTree
 
-from amilst_lite.autocorrelation import gearys_c, morans_i
 from amilst_lite.errors import InputError
+from amilst_lite.spatial.autocorrelation import gearys_c, morans_i
 
 
 def _knn(coordinates, k, weighted=False):
@@ -64,7 +64,7 @@ def test_against_the_double_sum(section, weighted, form):
         assert np.isfinite(np.delete(found.p, 3)).all()
 
 
-def test_the_moments_are_those_of_normal_noise():
+def test_moments_equal_those_of_normal_noise():
     """Mean and deviation of many independent normal genes on one graph, directed and weighted."""
     rng = np.random.default_rng(1)
     graph = _knn(rng.uniform(size=(60, 2)), 6, weighted=True)
@@ -77,11 +77,11 @@ def test_the_moments_are_those_of_normal_noise():
         assert np.mean(found.p < 0.05) == pytest.approx(0.05, abs=0.015)  # skewed at 60 spots
 
 
-def test_a_pattern_is_found_and_its_opposite_is_not():
+def test_smooth_patterns_are_significant_and_checkerboards_are_not():
     side = np.arange(20)
     coordinates = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
     graph = _knn(coordinates + np.random.default_rng(2).normal(scale=1e-3, size=(400, 2)), 4)
-    board = (coordinates.sum(axis=1) % 2).astype(float)  # neighbours always differ
+    board = (coordinates.sum(axis=1) % 2).astype(float)  # neighbors always differ
     halves = (coordinates[:, 0] < 10).astype(float)
     moran, geary = (f(np.stack([halves, board], axis=1), graph) for f in (morans_i, gearys_c))
     assert moran.statistic[0] > 0.8 and moran.statistic[1] < -0.8
@@ -103,18 +103,18 @@ def test_loops_scale_and_shift_do_not_matter(section):
             np.testing.assert_allclose(other.z, expected.z, rtol=1e-5)
 
 
-def test_blocks_are_invisible(section, monkeypatch):
+def test_block_size_does_not_change_the_result(section, monkeypatch):
     coordinates, expression = section
     graph = _knn(coordinates, 5)
     expected = morans_i(expression, graph)
-    monkeypatch.setattr("amilst_lite.autocorrelation._BLOCK_ENTRIES", 250)  # two genes at a time
+    monkeypatch.setattr("amilst_lite.spatial.autocorrelation._BLOCK_ENTRIES", 250)  # two genes at a time
     for form in (np.asarray, sp.csr_matrix):
         np.testing.assert_allclose(
             morans_i(form(expression), graph).statistic, expected.statistic, rtol=1e-10
         )
 
 
-def test_a_complete_graph_tests_nothing():
+def test_a_complete_graph_has_no_variance():
     complete = sp.csr_matrix(np.ones((30, 30)))
     found = morans_i(np.random.default_rng(3).normal(size=(30, 2)), complete)
     np.testing.assert_allclose(found.statistic, -1 / 29)
@@ -125,7 +125,7 @@ def test_sparse_expression_is_never_dense_as_a_whole():
     import tracemalloc
 
     rng = np.random.default_rng(4)
-    expression = sp.random(20_000, 2_000, density=0.01, format="csr", rng=rng)  # dense: 320 MB
+    expression = sp.random(20_000, 2_000, density=0.01, format="csr", random_state=rng)  # dense: 320 MB
     graph = _knn(rng.uniform(size=(20_000, 2)), 6)
     tracemalloc.start()
     found = morans_i(expression, graph)
@@ -148,7 +148,7 @@ def test_sparse_expression_is_never_dense_as_a_whole():
         (np.zeros((3, 1)), sp.csr_matrix(np.ones((3, 3))), "4 spots"),
     ],
 )
-def test_what_cannot_be_scored_is_refused(expression, graph, match):
+def test_invalid_input_is_refused(expression, graph, match):
     for statistic in (morans_i, gearys_c):
         with pytest.raises(InputError, match=match):
             statistic(expression, graph)
@@ -166,7 +166,7 @@ def test_against_scanpy(section):
     np.testing.assert_allclose(gearys_c(expression[:, genes], graph).statistic, expected, rtol=1e-5)
 
 
-def test_the_callers_arrays_are_left_as_they_were(section):
+def test_input_arrays_are_unchanged(section):
     coordinates, expression = section
     graph = _knn(coordinates, 5)
     before = expression.copy(), graph.copy()

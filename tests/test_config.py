@@ -1,13 +1,14 @@
-"""Settings check themselves, and each of them is read somewhere."""
+"""Settings are validated, and each of them is read somewhere."""
 
 import dataclasses
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import amilst_lite
-from amilst_lite.config import PRESETS, Config, NetworkConfig, PreprocessConfig, TrainConfig, preset
+from amilst_lite.config import PRESETS, Config, preset
 from amilst_lite.errors import InputError
 
 PACKAGE = Path(amilst_lite.__file__).parent
@@ -39,21 +40,55 @@ def test_every_field_has_its_help():
 
 
 @pytest.mark.parametrize(
-    ("part", "change"),
+    ("change", "expected"),
     [
-        (TrainConfig, {"epochs": 0}),
-        (TrainConfig, {"corruption": 1.0}),
-        (TrainConfig, {"epochs": "many"}),
-        (TrainConfig, {"epochs": True}),
-        (TrainConfig, {"link_loss": "dense"}),
-        (NetworkConfig, {"feature_widths": (100, 0)}),
-        (PreprocessConfig, {"target_sum": -1.0}),
-        (PreprocessConfig, {"n_components": float("nan")}),
+        ({"epochs": 0}, "an integer >= 1"),
+        ({"epochs": 3.0}, "an integer >= 1"),
+        ({"epochs": "many"}, "an integer >= 1"),
+        ({"epochs": True}, "an integer >= 1"),
+        ({"epochs": None}, "an integer >= 1"),
+        ({"batch_size": 3}, "an integer >= 4"),
+        ({"corruption": 1.0}, "a finite number >= 0 and <= 0.99"),
+        ({"adversary": "false"}, "True or False"),
+        ({"adversary": 1}, "True or False"),
+        ({"decoder": "dense"}, "one of 'linear', 'graph', 'block'"),
+        ({"recipe": ["default"]}, "one of 'default', 'published'"),
+        ({"covariance_type": "eee"}, "one of 'tied_spherical'"),
+        ({"feature_widths": ()}, "one or more integers >= 1"),
+        ({"feature_widths": (100, 0)}, "one or more integers >= 1"),
+        ({"feature_widths": 100}, "one or more integers >= 1"),
+        ({"network_share": 2}, "a finite number >= 0 and <= 1"),
+        ({"network_share": float("nan")}, "a finite number"),
+        ({"covariance_prior": float("inf")}, "a finite number >= 0"),
+        ({"radius": 0}, "a finite number > 0 or None"),
+        ({"noise_band": 1.0}, "a finite number > 0 and < 1 or None"),
+        ({"n_top_genes": 0}, "an integer >= 1 or None"),
     ],
 )
-def test_values_out_of_range_name_the_field(part, change):
-    with pytest.raises(InputError, match=f"{part.__name__}.{next(iter(change))}"):
-        part(**change)
+def test_invalid_values_are_refused_by_name_and_flag(change, expected):
+    (name,) = change
+    flag = "--" + name.replace("_", "-")
+    with pytest.raises(InputError) as caught:
+        Config().replace(**change)
+    assert str(caught.value).startswith(f"{name} ({flag}) must be {expected}")
+    assert repr(change[name]) in str(caught.value)
+
+
+def test_numpy_scalars_are_accepted_and_converted():
+    config = Config().replace(
+        epochs=np.int64(7), network_share=np.float32(0.5), adversary=np.bool_(False),
+        feature_widths=np.array([9, 4]), radius=np.int32(3), n_top_genes=None,
+    )  # fmt: skip
+    assert (config.train.epochs, config.cluster.network_share) == (7, 0.5)
+    assert config.train.adversary is False and config.network.feature_widths == (9, 4)
+    assert config.graph.radius == 3.0 and type(config.graph.radius) is float
+    assert config.preprocess.n_top_genes is None
+    for part in config.to_dict().values():
+        assert all(type(value) in (int, float, bool, str, tuple, type(None)) for value in part.values())
+
+
+def test_there_are_few_settings():
+    assert len(Config.owners()) <= 28
 
 
 def test_replace_finds_the_part():
@@ -61,8 +96,8 @@ def test_replace_finds_the_part():
     assert changed.graph.n_neighbors == 9
     assert changed.train.epochs == 3
     assert Config().graph.n_neighbors != 9
-    with pytest.raises(InputError, match="unknown setting 'neighbours'.*n_neighbors"):
-        Config().replace(neighbours=6)
+    with pytest.raises(InputError, match="unknown setting 'neighbors'.*n_neighbors"):
+        Config().replace(neighbors=6)
 
 
 def test_presets_by_name():
@@ -77,8 +112,9 @@ def test_published_preset_is_the_published_recipe():
     assert (config.network.feature_widths, config.network.graph_hidden, config.network.graph_latent) == (
         (100, 20), 32, 8,
     )  # fmt: skip
-    assert (config.train.epochs, config.train.adversarial_epochs) == (200, 200)
-    assert config.train.link_loss == "masked"
+    assert (config.train.recipe, config.train.epochs, config.train.n_networks) == ("published", 200, 1)
+    assert (config.network.decoder, config.network.dropout) == ("block", 0.2)
+    assert (config.preprocess.normalization, config.cluster.method) == ("published", "leiden")
 
 
 def test_configs_are_frozen():

@@ -1,4 +1,4 @@
-"""The array door."""
+"""`AMILST` on arrays."""
 
 import subprocess
 import sys
@@ -11,11 +11,11 @@ from sklearn.metrics import adjusted_rand_score
 
 from amilst_lite import AMILST, SpatialGraph
 from amilst_lite.config import Config
-from amilst_lite.errors import InputError
-from amilst_lite.estimator import standardize
+from amilst_lite.errors import InputError, MissingExtraError
+from amilst_lite.spatial.spectral_filter import standardize
 
 N, K = 240, 3
-QUICK = {"epochs": 5, "members": 2, "n_init": 6}
+QUICK = {"epochs": 5, "n_networks": 2, "n_init": 6}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def section():
 @pytest.fixture(scope="module")
 def fitted(section):
     X, coordinates, _ = section
-    return AMILST(K, seed=0, settings=QUICK).fit(X, coordinates)
+    return AMILST(K, seed=0, settings=QUICK).fit(X, coordinates=coordinates)
 
 
 def test_finds_stripes(section, fitted):
@@ -55,38 +55,38 @@ def test_fitted_attributes(section, fitted):
 
 def test_same_seed_same_bits(section, fitted):
     X, coordinates, _ = section
-    again = AMILST(K, seed=0, settings=QUICK).fit(X, coordinates)
+    again = AMILST(K, seed=0, settings=QUICK).fit(X, coordinates=coordinates)
     np.testing.assert_array_equal(again.embedding_, fitted.embedding_)
     np.testing.assert_array_equal(again.probabilities_, fitted.probabilities_)
     np.testing.assert_array_equal(
-        AMILST(K, seed=0, settings=QUICK).fit_predict(X, coordinates), fitted.labels_
+        AMILST(K, seed=0, settings=QUICK).fit_predict(X, coordinates=coordinates), fitted.labels_
     )
 
 
 def test_every_form_of_the_features_gives_the_same(section, fitted):
     X, coordinates, _ = section
     for form in (X.astype(np.float64), torch.from_numpy(X), X.tolist()):
-        other = AMILST(K, seed=0, settings=QUICK).fit(form, coordinates)
+        other = AMILST(K, seed=0, settings=QUICK).fit(form, coordinates=coordinates)
         np.testing.assert_array_equal(other.embedding_, fitted.embedding_)
 
 
 def test_unit_of_features_and_coordinates_does_not_matter(section, fitted):
     X, coordinates, _ = section
-    other = AMILST(K, seed=0, settings=QUICK).fit(1024 * X, 256 * coordinates)
+    other = AMILST(K, seed=0, settings=QUICK).fit(1024 * X, coordinates=256 * coordinates)
     np.testing.assert_allclose(other.embedding_, fitted.embedding_, atol=1e-4)
 
 
 def test_a_graph_made_beforehand(section, fitted):
     X, coordinates, _ = section
     graph = SpatialGraph.from_coordinates(coordinates, n_neighbors=Config().graph.n_neighbors)
-    other = AMILST(K, seed=0, settings=QUICK).fit(X, coordinates, graph=graph)
+    other = AMILST(K, seed=0, settings=QUICK).fit(X, coordinates=coordinates, graph=graph)
     np.testing.assert_array_equal(other.labels_, fitted.labels_)
 
 
 def test_samples_share_no_edge(section):
     X, coordinates, _ = section
     sample = np.repeat(["a", "b"], N // 2)
-    model = AMILST(K, settings=QUICK).fit(X, coordinates, sample=sample)
+    model = AMILST(K, settings=QUICK).fit(X, coordinates=coordinates, sample=sample)
     rows, columns = model.graph_.connectivities().nonzero()
     assert (sample[rows] == sample[columns]).all()
 
@@ -96,7 +96,7 @@ def test_other_clusterings(section, method):
     if method == "leiden":
         pytest.importorskip("igraph")
     X, coordinates, truth = section
-    model = AMILST(K, settings={**QUICK, "method": method}).fit(X, coordinates)
+    model = AMILST(K, settings={**QUICK, "method": method}).fit(X, coordinates=coordinates)
     assert np.array_equal(np.unique(model.labels_), np.arange(K))
     assert adjusted_rand_score(truth, model.labels_) > 0.6
     np.testing.assert_allclose(model.probabilities_.sum(1), 1, atol=1e-5)
@@ -105,40 +105,41 @@ def test_other_clusterings(section, method):
 def test_three_dimensions(section):
     X, coordinates, _ = section
     solid = np.c_[coordinates, np.zeros(N)]
-    assert AMILST(K, settings=QUICK).fit(X, solid).labels_.shape == (N,)
+    assert AMILST(K, settings=QUICK).fit(X, coordinates=solid).labels_.shape == (N,)
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda X, c: (X[:-1], c), "one row a spot"),
+        (lambda X, c: (X[:-1], c), "one row per spot"),
         (lambda X, c: (X[:, 0], c), "shape"),
         (lambda X, c: (np.where(X > 3, np.nan, X), c), "features must be finite"),
-        (lambda X, c: (X.astype(str) + "a", c), "must be numbers"),
+        (lambda X, c: (np.full(X.shape, "a"), c), "must be numbers"),
         (lambda X, c: (np.ones_like(X), c), "same features"),
         (lambda X, c: (X, np.where(c > 0.9, np.nan, c)), "finite|NaN"),
         (lambda X, c: (X, np.ones_like(c)), "same place|one place"),
-        (lambda X, c: (X[:4], c[:4]), "neighbours|neighbors"),
+        (lambda X, c: (X[:4], c[:4]), "neighbors"),
     ],
 )
 def test_wrong_input(section, spoil, message):
     X, coordinates, _ = section
+    X, coordinates = spoil(X, coordinates)
     with pytest.raises(InputError, match=message):
-        AMILST(K, settings=QUICK).fit(*spoil(X, coordinates))
+        AMILST(K, settings=QUICK).fit(X, coordinates=coordinates)
 
 
 @pytest.mark.parametrize("k", [1, 0, -3, 2.5, "4", True, N + 1])
 def test_wrong_number_of_domains(section, k):
     X, coordinates, _ = section
     with pytest.raises(InputError, match="domains"):
-        AMILST(k, settings=QUICK).fit(X, coordinates)
+        AMILST(k, settings=QUICK).fit(X, coordinates=coordinates)
 
 
 def test_init_only_stores_and_clones():
     model = AMILST(5, settings={"epochs": 3}, preset="nonsense", device="nowhere")
     assert clone(model).get_params() == model.get_params()
     with pytest.raises(InputError, match="unknown preset"):
-        model.fit(np.ones((20, 2)), np.ones((20, 2)))
+        model.fit(np.ones((20, 2)), coordinates=np.ones((20, 2)))
     with pytest.raises(InputError, match="unknown setting"):
         AMILST(5, settings={"epoch": 3}).resolve_config()
 
@@ -147,36 +148,28 @@ def test_no_anndata_is_imported():
     code = (
         "import sys, numpy as np, amilst_lite\n"
         "rng = np.random.default_rng(0)\n"
-        "model = amilst_lite.AMILST(2, settings={'epochs': 1, 'members': 1, 'n_init': 2})\n"
-        "model.fit(rng.normal(size=(40, 4)), rng.random((40, 2)))\n"
+        "model = amilst_lite.AMILST(2, settings={'epochs': 1, 'n_networks': 1, 'n_init': 2})\n"
+        "model.fit(rng.normal(size=(40, 4)), coordinates=rng.random((40, 2)))\n"
         "print([m for m in ('anndata', 'matplotlib', 'pynndescent', 'igraph', 'umap') if m in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-def test_standardize_keeps_relative_scales():
-    x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([3.0, 2.0, 1.0]) + 7
-    scaled = standardize(x)
-    assert scaled.var(0, unbiased=False).sum().item() == pytest.approx(1, rel=1e-5)
-    ratio = scaled.std(0) / x.std(0)
-    torch.testing.assert_close(ratio, ratio[:1].expand(3))
-
-
 def test_tensors_and_arrays_are_the_same(section, fitted):
     X, coordinates, _ = section
     given = torch.tensor(X)
-    model = AMILST(K, seed=0, settings=QUICK).fit(given, coordinates)
+    model = AMILST(K, seed=0, settings=QUICK).fit(given, coordinates=coordinates)
     assert np.array_equal(model.embedding_, fitted.embedding_)
     assert torch.equal(given, torch.tensor(X))
     given[7, 1] = torch.inf
     with pytest.raises(InputError, match="first row 7"):
-        AMILST(K, settings=QUICK).fit(given, coordinates)
+        AMILST(K, settings=QUICK).fit(given, coordinates=coordinates)
 
 
 def test_tiles_find_the_same_stripes(section):
     X, coordinates, truth = section
-    model = AMILST(K, seed=0, settings={**QUICK, "batch_size": 70}).fit(X, coordinates)
+    model = AMILST(K, seed=0, settings={**QUICK, "batch_size": 70}).fit(X, coordinates=coordinates)
     assert adjusted_rand_score(truth, model.labels_) > 0.85
 
 
@@ -186,11 +179,130 @@ def test_tiles_find_the_same_stripes(section):
 def test_a_gpu_gives_nearly_the_same_and_repeats_its_bits(section, settings):
     X, coordinates, _ = section
     models = [
-        AMILST(K, seed=1, device=device, settings=settings).fit(X, coordinates)
+        AMILST(K, seed=1, device=device, settings=settings).fit(X, coordinates=coordinates)
         for device in ("cpu", "cuda", "cuda")
     ]
     assert np.array_equal(models[1].embedding_, models[2].embedding_)
     assert np.array_equal(models[1].probabilities_, models[2].probabilities_)
     assert adjusted_rand_score(models[0].labels_, models[1].labels_) > 0.95
-    on_device = AMILST(K, seed=1, device="cuda", settings=settings).fit(torch.tensor(X).cuda(), coordinates)
+    on_device = AMILST(K, seed=1, device="cuda", settings=settings).fit(
+        torch.tensor(X).cuda(), coordinates=coordinates
+    )
     assert np.array_equal(on_device.labels_, models[1].labels_)
+
+
+@pytest.mark.parametrize("kind", ["no_grad", "inference_mode", "float64", "autocast"])
+def test_state_of_torch_does_not_matter(section, fitted, kind):
+    X, coordinates, _ = section
+    model = AMILST(K, seed=0, settings=QUICK)
+    if kind == "float64":
+        torch.set_default_dtype(torch.float64)
+        try:
+            model.fit(X, coordinates=coordinates)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    else:
+        context = torch.autocast("cpu") if kind == "autocast" else getattr(torch, kind)()
+        with context:
+            model.fit(torch.from_numpy(X) if kind == "inference_mode" else X, coordinates=coordinates)
+    np.testing.assert_array_equal(model.embedding_, fitted.embedding_)
+    np.testing.assert_array_equal(model.labels_, fitted.labels_)
+
+
+def test_effective_settings_are_recorded(section, fitted):
+    X, coordinates, _ = section
+    assert fitted.config_.train.n_networks == 2
+    model = AMILST(K, settings={"epochs": 1, "n_init": 2}).fit(X, coordinates=coordinates)
+    assert model.config_.train.n_networks == 8 == model.latent_.shape[1] // 28
+    assert model.settings == {"epochs": 1, "n_init": 2}
+
+
+def test_default_has_an_affine_decoder(section, fitted):
+    from amilst_lite.nn.layers import Dense
+
+    assert type(fitted.network_.decoder) is Dense
+    assert fitted.network_.decoder.weight.device.type == "cpu"
+
+
+def test_consensus_is_the_weighted_mean_of_features_and_reconstruction(section):
+    X, coordinates, _ = section
+    share = {w: AMILST(K, settings={**QUICK, "network_share": w}) for w in (0.0, 0.3, 1.0)}
+    made = {w: model.fit(X, coordinates=coordinates).embedding_ for w, model in share.items()}
+    np.testing.assert_allclose(made[0.3], 0.7 * made[0.0] + 0.3 * made[1.0], atol=1e-5)
+    assert np.abs(made[0.0] - made[1.0]).max() > 0.01
+    model = AMILST(K, settings={**QUICK, "cluster_on": "latent"}).fit(X, coordinates=coordinates)
+    np.testing.assert_array_equal(model.embedding_, model.latent_)
+    assert model.latent_.shape == (N, 2 * 28)
+
+
+def test_no_filter_leaves_the_features_standardized(section):
+    X, coordinates, _ = section
+    settings = {**QUICK, "noise_band": None, "network_share": 0.0}
+    plain = AMILST(K, settings=settings).fit(X, coordinates=coordinates).embedding_
+    np.testing.assert_allclose(plain, standardize(torch.from_numpy(X)).numpy(), atol=1e-6)
+
+
+def test_published_recipe_takes_the_features_as_they_are(section):
+    X, coordinates, _ = section
+    settings = {"epochs": 2, "method": "gmm", "n_init": 2}
+    model = AMILST(K, preset="published", settings=settings).fit(X, coordinates=coordinates)
+    assert {"clustering", "prior", "adversarial"} <= set(model.history_)
+    assert "filter" not in model.seconds_ and len(model.history_["epoch"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("n_spots", "n_domains", "settings", "error"),
+    [
+        (19, None, {}, "at least 20 spots"),
+        (240, 1, {}, "integer >= 2"),
+        (240, 241, {}, "must not exceed the number of spots"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_training(section, n_spots, n_domains, settings, error):
+    X, coordinates, _ = section
+    model = AMILST(n_domains, settings=settings, callback=lambda *_: pytest.fail("training began"))
+    with pytest.raises(InputError, match=error):
+        model.fit(X[:n_spots], coordinates=coordinates[:n_spots])
+
+
+@pytest.mark.parametrize("seed", [-1, 2**70, 1.5])
+def test_seeds_are_refused_before_training(section, seed):
+    X, coordinates, _ = section
+    model = AMILST(K, seed=seed, callback=lambda *_: pytest.fail("training began"))
+    with pytest.raises(InputError, match="seed"):
+        model.fit(X, coordinates=coordinates)
+
+
+def test_missing_igraph_is_found_before_training(section, monkeypatch):
+    X, coordinates, _ = section
+    monkeypatch.setattr("amilst_lite.estimator.find_spec", lambda name: None)
+    model = AMILST(K, preset="published", callback=lambda *_: pytest.fail("training began"))
+    with pytest.raises(MissingExtraError, match=r"amilst-lite\[leiden\]"):
+        model.fit(X, coordinates=coordinates)
+
+
+def test_sparse_features_are_refused_with_advice(section):
+    from scipy import sparse
+
+    X, coordinates, _ = section
+    with pytest.raises(InputError, match="found a sparse matrix. Reduce counts first"):
+        AMILST(K).fit(sparse.csr_matrix(X), coordinates=coordinates)
+
+
+def test_in_a_scikit_learn_pipeline(section, fitted):
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer
+
+    X, coordinates, _ = section
+    pipeline = make_pipeline(FunctionTransformer(), AMILST(K, seed=0, settings=QUICK))
+    labels = pipeline.fit_predict(X, amilst__coordinates=coordinates)
+    np.testing.assert_array_equal(labels, fitted.labels_)
+
+
+def test_result_does_not_depend_on_order_rotation_or_scale(section, fitted):
+    X, coordinates, _ = section
+    shuffle = np.random.default_rng(4).permutation(N)
+    turned = 100 * coordinates[shuffle].astype(float) @ [[0.8, -0.6], [0.6, 0.8]]
+    other = AMILST(K, seed=0, settings=QUICK).fit(X[shuffle], coordinates=turned)
+    np.testing.assert_allclose(other.embedding_, fitted.embedding_[shuffle], atol=1e-3)
+    assert adjusted_rand_score(other.labels_, fitted.labels_[shuffle]) >= 0.99

@@ -1,4 +1,4 @@
-"""The neighbour graph against scikit-learn, dense formulas, a golden file and itself permuted."""
+"""The neighbor graph against scikit-learn, dense formulas, a golden file and itself permuted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from scipy.spatial.distance import cdist
 from sklearn.neighbors import kneighbors_graph, radius_neighbors_graph
 
 from amilst_lite.errors import AmilstWarning, InputError
-from amilst_lite.graph import SpatialGraph, _space_filling_order, _symmetrize
+from amilst_lite.spatial.graph import SpatialGraph, _symmetrize
+from amilst_lite.spatial.neighbors import (
+    _hilbert_position,
+    nearest_neighbors,
+    space_filling_order,
+    typical_spacing,
+)
 
 quick = settings(max_examples=60, deadline=None)
 
@@ -66,7 +72,7 @@ def check_invariants(graph):
 # ---- oracles ----
 
 
-def test_reproduces_the_published_graph_and_its_normalisation(shared_dir):
+def test_reproduces_the_published_graph_and_its_normalization(shared_dir):
     golden = np.load(shared_dir / "golden" / "amilst_reference_120.npz")
     graph = SpatialGraph.from_coordinates(golden["coordinates"], n_neighbors=12)
     n = graph.n_spots
@@ -82,19 +88,27 @@ def test_reproduces_the_published_graph_and_its_normalisation(shared_dir):
     assert n * n / (2 * (n * n - ones)) == pytest.approx(float(golden["norm_value"]))
 
 
+def with_ties(points, k):
+    """The k nearest others by all distances, and those within 1e-4 of the k-th."""
+    distances = cdist(points, points)
+    np.fill_diagonal(distances, np.inf)
+    limit = np.sort(distances, axis=1)[:, k - 1 : k] * (1 + 1e-4)
+    return sparse.csr_matrix((distances <= limit).astype(float))
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("how", ["union", "mutual"])
-def test_nearest_neighbours_are_scikit_learns(dims, how):
+def test_nearest_neighbors_are_those_of_all_distances(dims, how):
     coordinates = scatter(400, dims)
     graph = build(coordinates, n_neighbors=7, symmetrization=how)
-    directed = kneighbors_graph(coordinates, 7, include_self=False)
+    directed = with_ties(coordinates, 7)
     expected = directed.maximum(directed.T) if how == "union" else directed.multiply(directed.T)
     np.testing.assert_array_equal(graph.connectivities().toarray(), expected.toarray())
     check_invariants(graph)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_radius_neighbours_are_scikit_learns(dims):
+def test_radius_neighbors_equal_scikit_learn(dims):
     coordinates = scatter(400, dims)
     graph = build(coordinates, radius=120.0)
     expected = radius_neighbors_graph(coordinates, 120.0, include_self=False)
@@ -113,11 +127,12 @@ def test_distances_are_the_distances():
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_order_walks_a_hilbert_curve(dims):
+def test_consecutive_cells_of_the_hilbert_curve_are_adjacent(dims):
     side = 32 if dims == 2 else 16
     cells = np.stack(np.meshgrid(*[np.arange(side)] * dims), axis=-1).reshape(-1, dims).astype(float)
     np.random.default_rng(0).shuffle(cells)
-    steps = np.abs(np.diff(cells[_space_filling_order(cells)], axis=0)).sum(axis=1)
+    order = np.argsort(_hilbert_position(cells.astype(np.int64), 5 if dims == 2 else 4))
+    steps = np.abs(np.diff(cells[order], axis=0)).sum(axis=1)
     assert (steps == 1).all(), "on a full grid each step goes to an adjacent cell"
 
 
@@ -134,18 +149,63 @@ def test_many_dimensions_are_searched_approximately_and_reproducibly():
 
 def test_a_few_points_in_many_dimensions_are_searched_exactly():
     points = np.random.default_rng(0).normal(size=(300, 10))
-    directed = kneighbors_graph(points, 5, include_self=False)
+    directed = with_ties(points, 5)
     graph = build(points, n_neighbors=5)
     np.testing.assert_array_equal(graph.connectivities().toarray(), directed.maximum(directed.T).toarray())
 
 
-def test_neighbours_that_were_not_found_are_left_out():
-    # Nearest-neighbour descent says -1 where it came to no end.
-    found = np.array([[1, 2], [0, -1], [-1, -1]])
+def test_union_and_mutual_neighbors():
+    found = sparse.csr_matrix(np.array([[0, 1, 1], [1, 0, 0], [0, 0, 0]], np.int8))
     union = [[0, 1, 1], [1, 0, 0], [1, 0, 0]]
     np.testing.assert_array_equal(_symmetrize(found, "union").toarray() > 0, union)
     mutual = [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
     np.testing.assert_array_equal(_symmetrize(found, "mutual").toarray() > 0, mutual)
+
+
+TRANSFORMS = {
+    "rotation": lambda points: points @ [[0.6, 0.8], [-0.8, 0.6]],
+    "reflection": lambda points: points * [1, -1],
+    "scale": lambda points: points * 1e4,
+    "small scale": lambda points: points * 1e-6,
+    "translation": lambda points: points + np.array([1e4, -3e5]),
+    "jitter": lambda points: points + np.random.default_rng(9).normal(0, 1e-7, points.shape),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=list(TRANSFORMS))
+@pytest.mark.parametrize("grid", ["square", "hexagonal"])
+def test_tied_neighbors_on_grids_do_not_depend_on_rounding(grid, transform):
+    """The k-th neighbor of a grid is one of several at the same distance: all of them are included."""
+    rng = np.random.default_rng(0)
+    x, y = np.meshgrid(np.arange(14.0), np.arange(11.0))
+    points = np.c_[x.ravel(), y.ravel()]
+    if grid == "hexagonal":
+        points = np.c_[points[:, 0] + points[:, 1] % 2 / 2, points[:, 1] * np.sqrt(3) / 2]
+    points = points[rng.random(len(points)) < 0.9]
+    one, other = build(points, n_neighbors=6), build(transform(points), n_neighbors=6)
+    np.testing.assert_array_equal(other.connectivities().toarray(), one.connectivities().toarray())
+    np.testing.assert_array_equal(other.order, one.order)
+    inside = ((points > 2) & (points < points.max(0) - 2)).all(1)
+    full = nearest_neighbors(np.c_[x.ravel(), y.ravel()], 6)[0]
+    assert full[60].nnz == 8  # 4 at distance 1 and all 4 at distance √2
+    assert inside.any() and (np.diff(one.connectivities().indptr)[inside] >= 6).all()
+
+
+def test_ties_are_within_a_relative_tolerance():
+    angles = np.arange(9) * 2 * np.pi / 9
+    ring = np.c_[np.cos(angles), np.sin(angles)]
+    ring[:3] *= 1 + 1e-6  # ties
+    ring[3] *= 1 + 1e-3  # does not
+    points = np.r_[[[0.0, 0.0]], ring, [[5.0, 5.0]]]
+    neighbors, _ = nearest_neighbors(points, 5)
+    assert set(neighbors[0].indices) == {1, 2, 3, 5, 6, 7, 8, 9}
+
+
+def test_order_is_that_of_the_tissue_not_of_the_axes():
+    points = scatter(500) * [1.0, 0.6]
+    order = space_filling_order(points)
+    for transform in TRANSFORMS.values():
+        np.testing.assert_array_equal(space_filling_order(transform(points)), order)
 
 
 # ---- properties ----
@@ -157,7 +217,7 @@ grid = hnp.arrays(
 
 @quick
 @given(points=grid, k=st.integers(1, 15))
-def test_duplicates_and_ties_never_cost_a_neighbour(points, k):
+def test_every_spot_has_k_neighbors_with_duplicates_and_ties(points, k):
     points = points.astype(float)
     k = min(k, len(points) - 1)
     graph = build(points, n_neighbors=k)
@@ -213,14 +273,14 @@ def test_same_input_same_bits():
         assert torch.equal(graph.adjacency().values(), graphs[0].adjacency().values())
 
 
-def test_many_spots_at_one_place_are_joined_in_a_ring_and_said():
+def test_many_spots_at_one_place_are_connected_in_a_ring_with_a_warning():
     # As when cells without a position were given (0, 0).
     coordinates = np.concatenate([np.zeros((500, 2)), scatter(200)])
-    with pytest.warns(AmilstWarning, match="500 of 700 spots share their place with more than 12"):
+    with pytest.warns(AmilstWarning, match="500 of 700 spots have the same coordinates as more than 12"):
         graph = SpatialGraph.from_coordinates(coordinates, n_neighbors=12)
     check_invariants(graph)
     assert (graph.degrees >= 12).all()
-    assert graph.degrees.max() <= 500  # nobody is everybody's neighbour
+    assert graph.degrees.max() <= 500  # no spot is connected to all others
     assert (graph.distance_matrix()[:500, :500].data == 0).all()
 
 
@@ -238,7 +298,7 @@ def test_takes_coordinates_in_any_form(kind):
 
 
 @pytest.mark.parametrize("options", [{"n_neighbors": 5}, {"radius": 150.0}])
-def test_no_edge_crosses_samples_and_each_is_as_if_alone(options):
+def test_sections_have_the_graphs_they_have_alone(options):
     coordinates = scatter(300)
     sample = np.array(["b", "a", "c"])[np.random.default_rng(1).integers(0, 3, 300)]
     graph = build(coordinates, sample=sample, **options)
@@ -300,7 +360,7 @@ def test_edges_within_a_run_of_nodes():
     assert torch.equal(found, dense[20:45, 20:45] & ~torch.eye(25, dtype=torch.bool))
 
 
-def test_tiles_refuse_nonsense():
+def test_tiles_refuse_invalid_sizes():
     graph = SpatialGraph.from_coordinates(scatter(50))
     with pytest.raises(InputError, match="max_size"):
         next(graph.tiles(0, 1))
@@ -324,8 +384,8 @@ def test_refuses_wrong_shapes(shape):
         SpatialGraph.from_coordinates(np.zeros(shape))
 
 
-def test_refuses_coordinates_that_are_no_numbers():
-    with pytest.raises(InputError, match="matrix of numbers"):
+def test_refuses_coordinates_that_are_not_numeric():
+    with pytest.raises(InputError, match="numeric matrix"):
         SpatialGraph.from_coordinates([["a", "b"]] * 20)
 
 
@@ -335,17 +395,17 @@ def test_refuses_all_spots_at_one_place(options):
         SpatialGraph.from_coordinates(np.full((20, 2), 3.0), **options)
 
 
-def test_refuses_too_few_spots_and_names_the_sample():
+def test_refuses_too_few_spots_and_names_the_section():
     with pytest.raises(InputError, match=r"12 spots are too few .* n_neighbors=11"):
         SpatialGraph.from_coordinates(scatter(12))
-    with pytest.raises(InputError, match=r"5 spots of sample 'small'"):
+    with pytest.raises(InputError, match=r"5 spots of section 'small'"):
         SpatialGraph.from_coordinates(scatter(50), sample=["large"] * 45 + ["small"] * 5)
     with pytest.raises(InputError, match="1 spots are too few"):
         SpatialGraph.from_coordinates([[0.0, 0.0]])
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"n_neighbors": 0}, "n_neighbors"),
         ({"n_neighbors": 2.5}, "n_neighbors"),
@@ -356,26 +416,26 @@ def test_refuses_too_few_spots_and_names_the_sample():
         ({"radius": -1.0}, "radius"),
         ({"radius": float("nan")}, "radius"),
         ({"symmetrization": "both"}, "symmetrization"),
-        ({"sample": ["a"] * 3}, "one sample for each of 50"),
-        ({"sample": ["a"] * 49 + [None]}, "1 of 50 spots have no sample"),
+        ({"sample": ["a"] * 3}, "one section for each of 50"),
+        ({"sample": ["a"] * 49 + [None]}, "1 of 50 spots have no section"),
     ],
 )
-def test_refuses_options_that_mean_nothing(options, said):
-    with pytest.raises(InputError, match=said):
+def test_refuses_invalid_options(options, message):
+    with pytest.raises(InputError, match=message):
         SpatialGraph.from_coordinates(scatter(50), **options)
 
 
 def test_refuses_a_radius_in_the_wrong_unit():
-    with pytest.raises(InputError, match=r"radius=800 gives about [\d,]+ neighbours.*unit"):
+    with pytest.raises(InputError, match=r"radius=800 gives about [\d,]+ neighbors.*unit"):
         SpatialGraph.from_coordinates(scatter(3000), radius=800.0)
 
 
 # ---- what is warned of ----
 
 
-def test_warns_of_spots_without_neighbours():
+def test_warns_of_spots_without_neighbors():
     coordinates = np.concatenate([scatter(100), [[9e4, 9e4]]])
-    with pytest.warns(AmilstWarning, match="1 of 101 spots have no neighbour"):
+    with pytest.warns(AmilstWarning, match="1 of 101 spots have no neighbor"):
         graph = SpatialGraph.from_coordinates(coordinates, radius=300.0)
     check_invariants(graph)
     assert graph.degrees[graph.rank[100]] == 0
@@ -387,7 +447,7 @@ def test_warns_of_a_section_in_pieces():
     with pytest.warns(AmilstWarning, match="2 pieces, 60 of 160 spots not in the largest"):
         graph = SpatialGraph.from_coordinates(coordinates)
     assert graph.n_components == 2
-    with pytest.warns(AmilstWarning, match="sample 's': 2 pieces"):
+    with pytest.warns(AmilstWarning, match="section 's': 2 pieces"):
         SpatialGraph.from_coordinates(
             np.concatenate([coordinates, scatter(80)]), sample=["s"] * 160 + ["t"] * 80
         )
@@ -399,7 +459,7 @@ def test_two_samples_are_not_two_pieces():
     assert graph.n_components == 2
 
 
-def test_a_speck_beside_the_section_is_not_worth_a_warning():
+def test_a_small_detached_part_gives_no_warning():
     coordinates = np.concatenate([scatter(3000), scatter(13) + 9e4])
     assert SpatialGraph.from_coordinates(coordinates).n_components == 2
 
@@ -408,7 +468,7 @@ def test_a_speck_beside_the_section_is_not_worth_a_warning():
 
 MEASURE = """
 import resource, sys, numpy as np
-from amilst_lite.graph import SpatialGraph
+from amilst_lite.spatial.graph import SpatialGraph
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 coordinates = np.random.default_rng(0).random((50_000, 2))
 graph = SpatialGraph.from_coordinates(coordinates)
@@ -419,7 +479,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kibibytes of RSS as Linux counts them")
-def test_memory_grows_with_the_spots_not_their_square():
+def test_memory_is_linear_in_the_number_of_spots():
     done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
     # An N × N matrix of bits would take 313 MB, of bytes 2.5 GB.
     assert int(done.stdout) < 200 * 1024
@@ -430,3 +490,9 @@ def test_scipy_matrices_are_canonical():
     for matrix in (graph.connectivities(), graph.distance_matrix()):
         assert sparse.isspmatrix_csr(matrix) and matrix.has_canonical_format
         assert matrix.dtype == np.float32
+
+
+def test_typical_spacing_is_the_distance_between_places():
+    grid = np.stack(np.meshgrid(np.arange(40), np.arange(50)), -1).reshape(-1, 2) * 3.0
+    assert typical_spacing(np.r_[grid, grid]) == 3.0
+    assert typical_spacing(np.zeros((5, 2))) == 0.0

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from amilst_lite import losses
+from amilst_lite.nn import losses
 
 N, C = 40, 5
 
@@ -96,7 +96,7 @@ def test_soft_assignment_and_target(latent):
     assert losses.clustering_divergence(q, q).item() == pytest.approx(0, abs=1e-15)
 
 
-def test_jensen_shannon_at_its_landmarks():
+def test_jensen_shannon_for_known_logits():
     nothing = torch.zeros(N)
     assert losses.jensen_shannon(nothing, nothing).item() == pytest.approx(-2 * math.log(2))
     certain = torch.full((N,), 50.0)
@@ -104,7 +104,7 @@ def test_jensen_shannon_at_its_landmarks():
     assert losses.jensen_shannon(-certain, certain).item() == pytest.approx(-100)
 
 
-def test_members_get_the_loss_and_gradient_of_their_own(latent, ring):
+def test_each_member_has_its_own_loss_and_gradient(latent, ring):
     other = latent.flip(1) * 0.5
     both = torch.stack([latent, other], dim=1).requires_grad_()
     centers = torch.stack([latent[:3], other[:3]])
@@ -131,7 +131,7 @@ def test_members_get_the_loss_and_gradient_of_their_own(latent, ring):
         torch.testing.assert_close(both.grad[:, member], z.grad)
 
 
-def test_link_loss_memory_does_not_grow_with_the_square():
+def test_memory_of_the_link_loss_is_linear():
     n = 30_000  # N² floats would be 3.6 GB
     nodes = torch.arange(n)
     z = torch.ones(n, 4, requires_grad=True)

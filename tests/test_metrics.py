@@ -1,3 +1,5 @@
+"""Scores against formulas and brute force, and their invariances."""
+
 import itertools
 import math
 
@@ -13,20 +15,20 @@ from amilst_lite.errors import InputError
 
 @pytest.fixture
 def section():
-    """300 spots at random places, four domains in patches, a tenth of the labels scattered."""
+    """300 spots at random positions in four domains; a tenth of the labels is random."""
     rng = np.random.default_rng(0)
     coordinates = rng.uniform(0, [30, 10], size=(300, 2))
     labels = (coordinates[:, 0] // 8).astype(int)
-    astray = rng.random(300) < 0.1
-    labels[astray] = rng.integers(0, 4, size=astray.sum())
+    changed = rng.random(300) < 0.1
+    labels[changed] = rng.integers(0, 4, size=changed.sum())
     return labels, coordinates
 
 
-# ------------------------------------------------------------------------------------------ agreement
+# --- agreement --------------------------------------------------------------------------------
 
 
 def _ari_by_pairs(truth, labels):
-    """Adjusted Rand index, literally over all pairs of spots."""
+    """Adjusted Rand index from all pairs of spots."""
     both = first = second = total = 0
     for i, j in itertools.combinations(range(len(truth)), 2):
         same_first, same_second = truth[i] == truth[j], labels[i] == labels[j]
@@ -64,20 +66,20 @@ def test_agreement_against_the_formulas():
     assert metrics.completeness(truth, labels) == found["completeness"]
 
 
-def test_names_do_not_matter_and_the_types_may_differ():
+def test_names_and_types_of_labels_do_not_matter():
     truth = pd.Series(pd.Categorical(["L1", "L1", "WM", "WM", "L2"], categories=["WM", "L2", "L1", "L9"]))
     found = metrics.agreement(truth, np.array([7, 7, 0, 0, 3]))
     assert found["ari"] == found["nmi"] == 1 and found["n_scored"] == 5
 
 
 @pytest.mark.parametrize("missing", [None, float("nan"), "", "  ", pd.NA])
-def test_spots_without_annotation_are_left_out(missing):
+def test_spots_without_annotation_are_excluded(missing):
     truth = np.array(["a", "a", "b", "b", "b"], dtype=object)
     labels = np.array([0, 1, 1, 1, 1])
     expected = metrics.agreement(truth, labels)
     more = np.array([*truth, missing, missing], dtype=object)
     assert metrics.agreement(more, [*labels, 0, 5]) == expected
-    # and on the other side
+    # and in the domains
     assert metrics.agreement([*truth, "a"], np.array([*labels, missing], dtype=object)) == expected
 
 
@@ -96,13 +98,13 @@ def test_missing_in_floats_and_categoricals():
         ([[1, 2], [3, 4]], [1, 2]),
     ],
 )
-def test_what_cannot_be_compared_is_refused(truth, labels):
+def test_invalid_labels(truth, labels):
     for score in (metrics.agreement, metrics.adjusted_rand_index, metrics.homogeneity):
         with pytest.raises(InputError):
             score(truth, labels)
 
 
-# ----------------------------------------------------------------------------------------- continuity
+# --- continuity -------------------------------------------------------------------------------
 
 
 def _brute_chaos(labels, coordinates):
@@ -135,12 +137,55 @@ def test_continuity_against_brute_force(section):
     }
 
 
+def _hexagonal_section():
+    """A hexagonal grid with ten bands of three rows and random errors."""
+    rng = np.random.default_rng(6)
+    row, column = np.divmod(np.arange(600), 20)
+    coordinates = np.stack([column + 0.5 * (row % 2), row * np.sqrt(0.75)], axis=1)
+    labels = row // 3
+    wrong = rng.random(600) < 0.3
+    labels[wrong] = rng.integers(0, 10, size=wrong.sum())
+    return labels, coordinates
+
+
+def test_pas_includes_all_tied_neighbors():
+    """On a hexagonal grid the 10th neighbor is one of six at the same distance."""
+    labels, coordinates = _hexagonal_section()
+    distance = cdist(coordinates, coordinates)
+    np.fill_diagonal(distance, np.inf)
+    near = distance <= 1.0001 * np.sort(distance, axis=1)[:, 9:10]
+    assert (near.sum(axis=1) > 10).mean() > 0.5
+    different = (near & (labels[:, None] != labels)).sum(axis=1)
+    assert metrics.pas(labels, coordinates) == np.mean(different > near.sum(axis=1) / 2)
+
+
+@pytest.mark.parametrize("angle", [0.1, 1.0, 2.5])
+def test_pas_does_not_depend_on_orientation_or_rounding(angle):
+    labels, coordinates = _hexagonal_section()
+    expected = metrics.pas(labels, coordinates)
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    assert metrics.pas(labels, 137 * coordinates @ rotation + 5) == expected
+    assert metrics.pas(labels, coordinates * [-1, 1]) == expected
+    jitter = np.random.default_rng(7).normal(scale=1e-7, size=coordinates.shape)
+    assert metrics.pas(labels, coordinates + jitter) == expected
+    order = np.random.default_rng(8).permutation(len(labels))
+    assert metrics.pas(labels[order], coordinates[order]) == expected
+
+
+def test_three_dimensional_coordinates():
+    rng = np.random.default_rng(9)
+    coordinates = rng.uniform(0, [20, 10, 5], size=(400, 3))
+    labels = np.where(rng.random(400) < 0.8, coordinates[:, 2] // 2, 0).astype(int)
+    assert metrics.chaos(labels, coordinates) == pytest.approx(_brute_chaos(labels, coordinates))
+    assert metrics.pas(labels, coordinates) == pytest.approx(_brute_pas(labels, coordinates))
+
+
 def test_six_of_ten_is_abnormal_and_five_is_not():
     ring = np.exp(2j * np.pi * np.arange(10) / 10)
     coordinates = np.vstack([[0.0, 0.0], np.stack([ring.real, ring.imag], axis=1)])
     for others, abnormal in ((5, False), (6, True)):
         labels = np.array([0] + [1] * others + [0] * (10 - others))
-        # eleven spots: the ten neighbours of each are all the others
+        # eleven spots: the ten neighbors of each are all the others
         in_ring = [(labels == label).sum() for label in labels]
         expected = np.mean([11 - same >= 6 for same in in_ring])
         assert metrics.pas(labels, coordinates) == pytest.approx(expected)
@@ -166,19 +211,19 @@ def test_units_names_and_order_do_not_matter(section):
     assert found == pytest.approx(expected)
 
 
-def test_spots_at_one_place_are_not_their_own_neighbours():
+def test_spots_at_equal_positions_are_not_their_own_neighbors():
     coordinates = np.zeros((30, 2))
-    coordinates[:, 0] = np.repeat([0.0, 1.0], 15)  # more doubles than neighbours looked at
+    coordinates[:, 0] = np.repeat([0.0, 1.0], 15)  # more duplicates than neighbors
     labels = np.repeat([0, 1], 15)
     assert metrics.pas(labels, coordinates) == 0
     assert metrics.chaos(labels, coordinates) == 0
     assert metrics.pas(np.arange(30), coordinates) == 1
 
 
-def test_few_spots_and_single_ones():
-    coordinates = np.array([[0.0, 0], [1, 0], [5, 0]])  # on a line, fewer than ten neighbours
+def test_few_spots_and_domains_of_one_spot():
+    coordinates = np.array([[0.0, 0], [1, 0], [5, 0]])  # on a line, fewer than ten neighbors
     assert metrics.pas([0, 0, 1], coordinates) == pytest.approx(1 / 3)
-    # the domain of one spot adds nothing
+    # a domain of one spot contributes 0
     assert metrics.chaos([0, 0, 1], coordinates) == pytest.approx(2 / coordinates[:, 0].std(ddof=1) / 3)
     assert math.isnan(metrics.spatial_silhouette([0, 0, 0], coordinates))
     assert math.isnan(metrics.spatial_silhouette([0, 1, 2], coordinates))
@@ -186,7 +231,7 @@ def test_few_spots_and_single_ones():
     assert alone["pas"] == 0 and math.isnan(alone["silhouette"])
 
 
-def test_unlabelled_spots_are_left_out(section):
+def test_unlabeled_spots_are_excluded(section):
     labels, coordinates = section
     expected = metrics.continuity(labels, coordinates)
     more = np.array([*labels, None, ""], dtype=object)
@@ -195,13 +240,13 @@ def test_unlabelled_spots_are_left_out(section):
     assert metrics.chaos(more, places) == pytest.approx(expected["chaos"])
 
 
-def test_sections_are_scored_apart(section):
+def test_sections_are_scored_separately(section):
     labels, coordinates = section
     alone = metrics.continuity(labels, coordinates)
-    # the same section twice, one laid over the other
+    # the same section twice, with the same coordinates
     twice = metrics.continuity(np.tile(labels, 2), np.tile(coordinates, (2, 1)), np.repeat(["a", "b"], 300))
     assert twice == pytest.approx(alone)
-    # a smaller one weighs less
+    # weights are proportional to the numbers of spots
     part = metrics.continuity(labels[:100], coordinates[:100])
     both = metrics.continuity(
         np.r_[labels, labels[:100]],
@@ -211,11 +256,11 @@ def test_sections_are_scored_apart(section):
     assert both["pas"] == pytest.approx(0.75 * alone["pas"] + 0.25 * part["pas"])
 
 
-def test_silhouette_of_many_spots_is_sampled_with_a_seed():
+def test_silhouette_of_many_spots_uses_a_seeded_sample():
     rng = np.random.default_rng(4)
     coordinates = rng.uniform(size=(4000, 2))
     labels = (3 * coordinates[:, 0]).astype(int)
-    labels[17] = 9  # a domain of one spot: it must not get lost
+    labels[17] = 9  # a domain of one spot must be in the sample
     exact = metrics.spatial_silhouette(labels, coordinates)
     sampled = metrics.spatial_silhouette(labels, coordinates, max_spots=800, seed=1)
     assert sampled != exact and sampled == pytest.approx(exact, abs=0.05)
@@ -223,14 +268,14 @@ def test_silhouette_of_many_spots_is_sampled_with_a_seed():
     assert sampled != metrics.spatial_silhouette(labels, coordinates, max_spots=800, seed=2)
 
 
-def test_the_callers_generator_is_untouched(section):
+def test_global_generator_is_not_used(section):
     np.random.seed(1)  # noqa: NPY002
     before = np.random.get_state()[1].copy()  # noqa: NPY002
     metrics.spatial_silhouette(*section, max_spots=50)
     np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
 
 
-def test_bad_coordinates_are_refused(section):
+def test_invalid_arguments(section):
     labels, coordinates = section
     holed = coordinates.copy()
     holed[3, 1] = np.nan
@@ -245,11 +290,18 @@ def test_bad_coordinates_are_refused(section):
         metrics.pas(labels, coordinates, 0)
     with pytest.raises(InputError, match="max_spots"):
         metrics.spatial_silhouette(labels, coordinates, max_spots=1)
+    with pytest.raises(InputError, match="n_neighbors must be an integer"):
+        metrics.pas(labels, coordinates, 2.5)
+    with pytest.raises(InputError, match="2 or 3 columns"):
+        metrics.pas(labels, coordinates[:, :1])
+    for seed in (-1, 2**32, 1.5):
+        with pytest.raises(InputError, match="seed"):
+            metrics.continuity(labels, coordinates, seed=seed)
     with pytest.raises(InputError, match="sample"):
         metrics.continuity(labels, coordinates, [None] * 300)
 
 
-def test_a_hundred_thousand_spots_need_no_square_matrix():
+def test_memory_of_100_000_spots():
     import tracemalloc
 
     rng = np.random.default_rng(5)

@@ -21,11 +21,11 @@ from amilst_lite.cluster.covariance import (
     Setting,
     WorkingScale,
     canonical_model,
-    features,
-    maximise,
-    n_features,
+    maximize,
     natural,
 )
+from amilst_lite.cluster.features import features, n_features
+from amilst_lite.config import COVARIANCE_TYPES
 from amilst_lite.errors import AmilstWarning, InputError, NotFittedError
 
 CUDA = pytest.param(
@@ -75,7 +75,7 @@ def log_joint(mixture, X, model):
 @parametrize_with_checks(
     [GaussianMixture(), GaussianMixture(2, covariance_type="VVV"), GaussianMixture(2, covariance_type="diag")]
 )
-def test_follows_scikit_learn(estimator, check):
+def test_scikit_learn_estimator_checks(estimator, check):
     check(estimator)
 
 
@@ -87,7 +87,7 @@ def check_mixture():
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_as_good_as_mclust(shared_dir, check_mixture, capsys, name):
-    """By the benchmark that stands for it, one seed: likelihood, labels, parameters, BIC."""
+    """The checks of benchmarks/check_mixture.py, with one seed: likelihood, labels, parameters, BIC."""
     path = shared_dir / "golden" / f"mclust_{name}.npz"
     if not path.exists():
         pytest.skip(f"no {path.name}")
@@ -97,7 +97,7 @@ def test_as_good_as_mclust(shared_dir, check_mixture, capsys, name):
     assert printed.count(" ok\n") == 6
 
 
-def test_the_benchmark_tells_a_worse_fit(shared_dir, check_mixture, tmp_path):
+def test_benchmark_detects_a_worse_fit(shared_dir, check_mixture, tmp_path):
     with np.load(shared_dir / "golden" / "mclust_iris.npz") as file:
         data = dict(file)
     data["EEE/loglik"] = data["EEE/loglik"] + 10
@@ -107,8 +107,8 @@ def test_the_benchmark_tells_a_worse_fit(shared_dir, check_mixture, tmp_path):
 
 @pytest.mark.parametrize("name", ["her2st_B1_pca10", "iris"])
 @pytest.mark.parametrize("model", list(MCLUST_NAMES))
-def test_agglomeration_alone_is_mclust(shared_dir, name, model):
-    """Same start, same stopping rule: mclust's very labels."""
+def test_agglomeration_alone_reproduces_mclust(shared_dir, name, model):
+    """With the same start and stopping rule, the labels of mclust."""
     with np.load(shared_dir / "golden" / f"mclust_{name}.npz") as file:
         X, k, labels, theirs = (
             file["X"],
@@ -118,15 +118,15 @@ def test_agglomeration_alone_is_mclust(shared_dir, name, model):
         )
     mixture = GaussianMixture(k, covariance_type=model, init_params="agglomeration")
     if name == "her2st_B1_pca10" and model in ("EII", "EEI", "VVV"):
-        # mclust stops on a plateau, which a few steps more leave for the better
+        # mclust stops on a plateau; a few more steps find a better optimum
         assert mixture.fit(X).log_likelihood_ > theirs - 0.1
     else:
         assert adjusted_rand_score(mixture.fit_predict(X), labels) > 0.97
         assert mixture.log_likelihood_ == pytest.approx(theirs, rel=1e-4)
 
 
-def test_agglomeration_is_what_its_criterion_says():
-    """Against a direct search over all pairs at every step."""
+def test_agglomeration_minimizes_its_criterion():
+    """Against a search over all pairs at every step."""
     X, _ = blobs(n=24, d=2, distance=2.0)
     Z = (X - X.mean(0)) / X.std(0)
     left, singular, _ = np.linalg.svd(Z, full_matrices=False)
@@ -152,8 +152,8 @@ def test_agglomeration_is_what_its_criterion_says():
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_natural_parameters_are_the_density(model):
-    """eta · phi and what stands besides it, against scipy; and the M-step against its definition."""
+def test_natural_parameters_give_the_density(model):
+    """eta · phi plus the constant part against scipy, and the M-step against its definition."""
     X, labels = blobs(n=120, d=10)
     d = X.shape[1]
     scale = WorkingScale.of(np.zeros(d), np.cov(X.T, bias=True), model)
@@ -166,8 +166,8 @@ def test_natural_parameters_are_the_density(model):
         torch.from_numpy(np.random.default_rng(0).standard_normal((3, len(X)))), 0
     )
     moments = (responsibilities @ phi.T)[None]
-    parameters = maximise(moments, setting)
-    eta, besides = natural(parameters, setting)
+    parameters = maximize(moments, setting)
+    eta, constant = natural(parameters, setting)
     weights, means, covariances = scale.to_data(parameters, model)
 
     share = responsibilities.numpy() / responsibilities.sum(1, keepdim=True).numpy()
@@ -191,7 +191,7 @@ def test_natural_parameters_are_the_density(model):
             for w, m, c in zip(weights, means, as_matrices(covariances, model, 3, d), strict=True)
         ]
     )
-    ours = torch.logsumexp(eta[0] @ phi, 0).sum() + besides[0]
+    ours = torch.logsumexp(eta[0] @ phi, 0).sum() + constant[0]
     assert float(ours) == pytest.approx(np.logaddexp.reduce(joint).sum(), rel=1e-9)
     assert np.allclose(torch.softmax(eta[0] @ phi, 0), np.exp(joint - np.logaddexp.reduce(joint)))
     assert labels.shape == (120,)
@@ -238,7 +238,7 @@ def test_agrees_with_scikit_learn(model):
     assert free.lower_bound_ >= theirs.score(X) - 1e-4
 
 
-def test_names_of_mclust_are_the_same_models():
+def test_mclust_names_give_the_same_models():
     X, _ = blobs(200)
     for theirs, ours in MCLUST_NAMES.items():
         assert canonical_model(theirs) == canonical_model(ours) == ours
@@ -246,7 +246,13 @@ def test_names_of_mclust_are_the_same_models():
         assert np.array_equal(first.covariances_, second.covariances_)
 
 
-def test_affine_maps_change_nothing():
+def test_all_configured_covariance_types_are_known():
+    assert len(set(COVARIANCE_TYPES)) == 12
+    assert {canonical_model(name) for name in COVARIANCE_TYPES} == set(MODELS)
+    assert set(COVARIANCE_TYPES) == set(MODELS) | set(MCLUST_NAMES)
+
+
+def test_affine_equivariance():
     X, _ = blobs(distance=2.0)
     there = np.array([[3.0, 1, 0], [0, 1e-3, 0], [0, 0.5, 1e4]])
     first, second = GaussianMixture(3).fit(X), GaussianMixture(3).fit(X @ there - 1e5)
@@ -255,22 +261,22 @@ def test_affine_maps_change_nothing():
     assert second.log_likelihood_ == pytest.approx(first.log_likelihood_ - shift, rel=1e-5)
 
 
-def test_begins_from_what_is_given():
+def test_init_by_labels_or_responsibilities():
     X, truth = blobs(distance=2.0)
     labels = GaussianMixture(3).fit_predict(X, init=truth)
     assert adjusted_rand_score(labels, truth) > 0.8
-    # and the numbers of the components are those given
+    # component numbers are those of the labels
     assert (labels == truth).mean() > 0.8
     swapped = GaussianMixture(3).fit_predict(X, init=(truth + 1) % 3)
     assert (swapped == (truth + 1) % 3).mean() > 0.8
     soft = np.eye(3)[truth] + 0.1
     assert np.array_equal(GaussianMixture(3).fit_predict(X, init=torch.from_numpy(soft)), labels)
     for bad in (truth[:-1], truth + 1, -soft, np.zeros((len(X), 3)), soft[:, :2], truth.astype(float)):
-        with pytest.raises(InputError, match="init must hold"):
+        with pytest.raises(InputError, match="init must contain"):
             GaussianMixture(3).fit(X, init=bad)
 
 
-def test_likelihood_rises_from_step_to_step():
+def test_likelihood_increases_at_every_step():
     X, _ = blobs(distance=1.5)
     for model in MODELS:
         last = -np.inf
@@ -283,7 +289,7 @@ def test_likelihood_rises_from_step_to_step():
             last = mixture.log_likelihood_
 
 
-def test_a_subsample_leads_to_the_same_mixture():
+def test_subsample_gives_same_mixture():
     X, truth = blobs(n=8000)
     whole, part = GaussianMixture(3).fit(X), GaussianMixture(3, batch_size=500).fit(X)
     assert adjusted_rand_score(truth, part.predict(X)) == 1
@@ -296,8 +302,8 @@ def test_a_hundred_thousand_rows():
     assert adjusted_rand_score(truth, GaussianMixture(6).fit_predict(X.astype(np.float32))) > 0.999
 
 
-def test_prior_for_spheres():
-    """Strong, it leaves spheres; the data's unit decides, not the working one."""
+def test_shrinkage_towards_spherical_covariances():
+    """A strong prior gives spherical covariances, in the units of the data and not of the working scale."""
     X, _ = blobs()
     X = X * [1.0, 5.0, 0.2]
     for model in ("tied", "full", "tied_diag", "diag"):
@@ -308,12 +314,12 @@ def test_prior_for_spheres():
         assert free.log_likelihood_ > bound.log_likelihood_
     some = GaussianMixture(3, covariance_prior=100.0).fit(X)
     variance = np.trace(some.covariances_) / 3
-    centred = X - some.means_[some.predict(X)]
-    expected = (centred.T @ centred + 100 * variance * np.eye(3)) / (len(X) + 100)
+    centered = X - some.means_[some.predict(X)]
+    expected = (centered.T @ centered + 100 * variance * np.eye(3)) / (len(X) + 100)
     assert np.allclose(some.covariances_, expected, rtol=0.02, atol=0.02 * variance)
 
 
-def test_prior_runs_from_tied_to_spherical():
+def test_shrinkage_interpolates_between_tied_and_spherical():
     X, _ = blobs(n=120)
     tied, weak, strong = (
         GaussianMixture(3, n_init=5, covariance_prior=prior).fit(X) for prior in (0, 1e-3, 1e7)
@@ -323,17 +329,17 @@ def test_prior_runs_from_tied_to_spherical():
     assert strong.covariances_[0, 0] == pytest.approx(sphere.covariances_, rel=0.02)
 
 
-def test_units_do_not_matter_in_float32():
+def test_scale_and_shift_invariance_in_float32():
     X, truth = blobs()
     X = X.astype(np.float32)
     for other in (X * np.float32(1e-4), X * np.float32(1e5) + np.float32(1e6)):
         assert adjusted_rand_score(truth, GaussianMixture(3, n_init=5).fit_predict(other)) == 1
 
 
-def test_same_seed_same_bits_and_no_global_state_moved():
+def test_same_seed_same_bits_without_global_state():
     X, _ = blobs(n=700, k=5, distance=1.0)
     torch.manual_seed(3)
-    np.random.seed(3)  # noqa: NPY002 - the global generator is what is watched
+    np.random.seed(3)  # noqa: NPY002 - the global generator is tested
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), torch.get_num_threads()  # noqa: NPY002
     for model in MODELS:
         first, second = (
@@ -349,7 +355,7 @@ def test_same_seed_same_bits_and_no_global_state_moved():
     assert torch.get_num_threads() == before[2]
 
 
-def test_the_number_of_threads_changes_no_bit():
+def test_bits_do_not_depend_on_number_of_threads():
     X, _ = blobs(n=12_000, d=8, k=4, distance=1.0)
     before = torch.get_num_threads()
     results = []
@@ -364,13 +370,13 @@ def test_the_number_of_threads_changes_no_bit():
     assert np.array_equal(results[0].covariances_, results[1].covariances_)
 
 
-def test_arrays_tensors_and_precisions_are_the_same():
+def test_arrays_tensors_and_dtypes_give_same_result():
     X, _ = blobs()
     X = X.astype(np.float32)
     expected = GaussianMixture(3).fit(X)
-    for given_as in (X.astype(float), torch.from_numpy(X), torch.from_numpy(X).double(), X.tolist()):
-        mixture = GaussianMixture(3).fit(given_as)
-        assert np.array_equal(mixture.predict(given_as), expected.predict(X))
+    for converted in (X.astype(float), torch.from_numpy(X), torch.from_numpy(X).double(), X.tolist()):
+        mixture = GaussianMixture(3).fit(converted)
+        assert np.array_equal(mixture.predict(converted), expected.predict(X))
         assert mixture.log_likelihood_ == pytest.approx(expected.log_likelihood_, rel=1e-6)
     assert np.isfinite(GaussianMixture(2).fit(torch.arange(10).view(5, 2)).means_).all()
 
@@ -384,14 +390,14 @@ def test_samples_follow_the_mixture(model):
     assert np.allclose(np.bincount(labels) / len(labels), mixture.weights_, atol=0.02)
     matrices = as_matrices(mixture.covariances_, model, 3, 3)
     for k in range(3):
-        mine = drawn[labels == k]
-        assert np.allclose(mine.mean(0), mixture.means_[k], atol=0.1)
-        assert np.allclose(np.cov(mine.T), matrices[k], atol=0.1 * matrices[k].max())
+        members = drawn[labels == k]
+        assert np.allclose(members.mean(0), mixture.means_[k], atol=0.1)
+        assert np.allclose(np.cov(members.T), matrices[k], atol=0.1 * matrices[k].max())
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_columns_without_information(model):
-    """Constant, repeated and dependent columns decide nothing and break nothing."""
+    """Constant, duplicate and linearly dependent columns do not change the labels."""
     X, truth = blobs()
     X = np.column_stack([X, np.full(len(X), 0.1), X[:, 0], X[:, 0] + X[:, 1]])
     mixture = GaussianMixture(3, covariance_type=model, n_init=5).fit(X)
@@ -406,13 +412,13 @@ def test_few_and_equal_rows(model):
     X = np.repeat([[0.0, 0.0], [1.0, 5.0], [2.0, -5.0]], 4, axis=0)
     labels = GaussianMixture(3, covariance_type=model, n_init=4).fit_predict(X)
     assert adjusted_rand_score(labels, np.repeat([0, 1, 2], 4)) == 1
-    with pytest.warns(AmilstWarning, match="4 components were asked for, but only 3"):
+    with pytest.warns(AmilstWarning, match="Only 3 of n_components=4 components"):
         GaussianMixture(4, covariance_type=model, n_init=4).fit(X)
 
 
-def test_a_dead_component_comes_back_to_life():
+def test_empty_component_is_reseeded():
     X, truth = blobs()
-    start = np.minimum(truth, 1)  # nothing begins in the third component
+    start = np.minimum(truth, 1)  # the third component starts empty
     for model in MODELS:
         mixture = GaussianMixture(3, covariance_type=model)
         assert len(np.unique(mixture.fit_predict(X, init=start))) == 3
@@ -428,7 +434,7 @@ def test_a_dead_component_comes_back_to_life():
     seed=st.integers(0, 1000),
 )
 @pytest.mark.filterwarnings("ignore::amilst_lite.errors.AmilstWarning")
-def test_whatever_the_rows(n, d, k, model, kind, seed):
+def test_arbitrary_rows(n, d, k, model, kind, seed):
     random = np.random.default_rng(seed)
     X = random.standard_normal((n, d))
     if kind == "collinear":
@@ -466,15 +472,15 @@ def test_whatever_the_rows(n, d, k, model, kind, seed):
         ({"init_params": "random"}, "init_params"),
         ({"n_components": 5, "batch_size": 3}, "batch_size"),
         ({"random_state": "seed"}, "random_state"),
-        ({"device": "toaster"}, "device"),
+        ({"device": "unknown"}, "device"),
     ],
 )
-def test_parameters_out_of_range(options, message):
+def test_invalid_parameters(options, message):
     with pytest.raises(InputError, match=message):
         GaussianMixture(**options).fit(blobs(50)[0])
 
 
-def test_input_that_cannot_be_used():
+def test_invalid_input():
     X, _ = blobs(50)
     with pytest.raises(NotFittedError):
         GaussianMixture().sample()

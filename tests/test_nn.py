@@ -7,9 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from amilst_lite.config import NetworkConfig
-from amilst_lite.graph import SpatialGraph
-from amilst_lite.nn import autoencoders, discriminators, layers
-from amilst_lite.nn.network import AMILSTNetwork
+from amilst_lite.nn import layers, model
+from amilst_lite.nn.model import AMILSTNetwork
+from amilst_lite.spatial.graph import SpatialGraph
 
 N, C = 60, 6
 
@@ -82,7 +82,7 @@ def member_state(module, member):
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("decoder", ["linear", "graph", "dense"])
+@pytest.mark.parametrize("decoder", ["linear", "graph", "block"])
 def test_members_are_independent_networks(x, adjacency, decoder, training):
     config = NetworkConfig(
         feature_widths=(10, 4), graph_hidden=5, graph_latent=3, dropout=0.0, decoder=decoder
@@ -103,18 +103,18 @@ def test_members_are_independent_networks(x, adjacency, decoder, training):
             )
 
 
-def test_members_of_the_players_are_independent():
+def test_members_of_the_adversaries_are_independent():
     f, g = torch.randn(N, 2, 4), torch.randn(N, 2, 3)
     for make, arguments in (
-        (discriminators.BilinearDiscriminator, (f, g)),
-        (discriminators.PairDiscriminator, (f, g)),
+        (model.BilinearDiscriminator, (f, g)),
+        (model.PairDiscriminator, (f, g)),
     ):
         both = make(4, 3, 2, generator=generator())
         for member in range(2):
             alone = make(4, 3)
             alone.load_state_dict(member_state(both, member))
             torch.testing.assert_close(both(*arguments)[:, member], alone(*(a[:, member] for a in arguments)))
-    prior, made = discriminators.PriorDiscriminator(4, 2), discriminators.Generator(3, 4, 2)
+    prior, made = model.PriorDiscriminator(4, 2), model.Generator(3, 4, 2)
     assert prior(f).shape == (N, 2)
     assert made(g).shape == (N, 2, 4)
     assert 0 < made(g).min() < made(g).max() < 1
@@ -122,39 +122,35 @@ def test_members_of_the_players_are_independent():
 
 def test_bilinear_discriminator_is_its_formula():
     f, g = torch.randn(N, 4), torch.randn(N, 3)
-    discriminator = discriminators.BilinearDiscriminator(4, 3)
+    discriminator = model.BilinearDiscriminator(4, 3)
     nn.init.constant_(discriminator.bias, 0.5)
     expected = torch.einsum("ni,ij,nj->n", f, discriminator.weight, g) + 0.5
     torch.testing.assert_close(discriminator(f, g), expected)
 
 
-def test_players_start_as_published():
-    for player in (
-        discriminators.PairDiscriminator(20, 8, generator=generator()),
-        discriminators.Generator(8, 20, generator=generator()),
+def test_adversaries_are_initialized_as_published():
+    for module in (
+        model.PairDiscriminator(20, 8, generator=generator()),
+        model.Generator(8, 20, generator=generator()),
     ):
         weights = torch.cat(
-            [p.flatten() for name, p in player.named_parameters() if "linear" in name or p.ndim > 1]
+            [p.flatten() for name, p in module.named_parameters() if "linear" in name or p.ndim > 1]
         )
         assert weights.std().item() == pytest.approx(0.02, rel=0.1)
-    assert discriminators.PriorDiscriminator(20).linear.bias.abs().max() == 0
+    assert model.PriorDiscriminator(20).linear.bias.abs().max() == 0
 
 
-def test_corruption_masks_entries_or_spots(x):
-    entries = autoencoders.corrupt(x, 0.4, generator=generator())
+def test_corruption_masks_entries(x):
+    entries = model.corrupt(x, 0.4, generator=generator())
     assert set((entries == x).flatten().tolist()) == {True, False}
     assert (entries[entries != x] == 0).all()
     share = (entries == 0).float().mean().item()
     assert 0.25 < share < 0.55
-    spots = autoencoders.corrupt(x, 0.4, per="spot", generator=generator())
-    gone = (spots == 0).all(1)
-    assert 0 < gone.sum() < N
-    assert torch.equal(spots[~gone], x[~gone])
-    assert autoencoders.corrupt(x, 0.0) is x
+    assert model.corrupt(x, 0.0) is x
 
 
 def test_variational_encoder_is_its_equations(x, adjacency):
-    encoder = autoencoders.VariationalGraphEncoder(C, 5, 3, generator=generator())
+    encoder = model.VariationalGraphEncoder(C, 5, 3, generator=generator())
     dense = adjacency.to_dense()
     hidden = torch.relu(dense @ x @ encoder.hidden.weight)
     mean, log_sigma = dense @ hidden @ encoder.mean.weight, dense @ hidden @ encoder.log_sigma.weight
@@ -167,8 +163,8 @@ def test_variational_encoder_is_its_equations(x, adjacency):
     torch.testing.assert_close(draws.std(0), log_sigma.exp(), rtol=0.15, atol=0.02)
 
 
-def test_network_with_plain_torch_habits(x, adjacency):
-    """Someone else's training loop: default arguments, global generator, any optimiser."""
+def test_network_in_a_plain_torch_loop(x, adjacency):
+    """Someone else's training loop: default arguments, global generator, any optimizer."""
     network = AMILSTNetwork(C)
     output = network(x, adjacency, corruption=0.2)
     assert output.latent.shape == (N, 28)
@@ -177,3 +173,35 @@ def test_network_with_plain_torch_habits(x, adjacency):
     assert all(p.grad is not None for p in network.decoder.parameters())
     network.eval()
     torch.testing.assert_close(network(x, adjacency, corruption=0.9).latent, network(x, adjacency).latent)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "kind", "hops"),
+    [("linear", layers.Dense, 2), ("graph", model.GraphDecoder, 3), ("block", layers.DenseBlock, 2)],
+)
+def test_every_decoder_is_the_one_named(x, adjacency, decoder, kind, hops):
+    network = AMILSTNetwork(C, NetworkConfig(decoder=decoder), generator=generator()).eval()
+    assert type(network.decoder) is kind and network.hops == hops
+    z = network(x, adjacency).latent
+    decoded = network.decode(z, adjacency)
+    if decoder == "linear":
+        torch.testing.assert_close(decoded, z @ network.decoder.weight + network.decoder.bias)
+    elif decoder == "graph":
+        torch.testing.assert_close(
+            decoded,
+            adjacency.to_dense() @ z @ network.decoder.convolution.weight + network.decoder.bias,
+            rtol=1e-4,
+            atol=1e-5,
+        )
+    else:
+        assert decoded.min() > -1  # the lower bound of ELU, which an affine decoder does not have
+
+
+def test_network_settings_are_wired(x, adjacency):
+    config = NetworkConfig(feature_widths=(9, 5), graph_hidden=7, graph_latent=3, dropout=0.4)
+    network = AMILSTNetwork(C, config)
+    assert [block.linear.weight.shape[1] for block in network.encoder.blocks] == [9, 5]
+    assert network.graph_encoder.hidden.weight.shape == (5, 7)
+    assert network.graph_encoder.mean.weight.shape == (7, 3)
+    assert {block.dropout for block in network.encoder.blocks} | {network.graph_encoder.dropout} == {0.4}
+    assert network(x, adjacency).latent.shape == (N, 8)

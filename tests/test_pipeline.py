@@ -1,6 +1,7 @@
-"""The verbs on AnnData: what they read, what they write, what they refuse."""
+"""Functions on AnnData: what is read, what is written, what is refused."""
 
-import json
+import subprocess
+import sys
 import warnings
 
 import anndata as ad
@@ -14,7 +15,7 @@ import amilst_lite as amilst
 from amilst_lite import pipeline
 from amilst_lite.errors import AmilstWarning, InputError, MissingExtraError, MissingKeyError
 
-QUICK = {"epochs": 4, "members": 2, "n_init": 6, "filter_degree": 16}
+QUICK = {"epochs": 4, "n_networks": 2, "n_init": 6}
 K = 3
 
 
@@ -33,24 +34,148 @@ def done(section):
     return run(section.copy())
 
 
-def test_slots_are_those_of_the_plan(section, done):
-    assert done.obsm["X_amilst"].dtype == np.float32
-    assert done.obsm["X_pca"].shape == (300, 30)
+def content(adata):
+    """Copies of all that `adata` holds, by attribute and name."""
+    return {
+        (place, name): value.copy() if hasattr(value, "copy") else value
+        for place in ("obs", "obsm", "obsp", "uns")
+        for name, value in dict(getattr(adata, place)).items()
+    }
+
+
+def assert_same(found, expected):
+    if sparse.issparse(expected):
+        assert (found != expected).nnz == 0
+    elif isinstance(expected, dict):
+        assert set(found) == set(expected)
+        for name in expected:
+            assert_same(found[name], expected[name])
+    else:
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """Fail if anything expensive begins."""
+
+    def fail(*_, **__):
+        raise AssertionError("computation began before validation had ended")
+
+    monkeypatch.setattr(pipeline.SpatialGraph, "from_coordinates", fail)
+    monkeypatch.setattr(pipeline, "prepare", fail)
+    monkeypatch.setattr(pipeline.AMILST, "fit", fail)
+
+
+# --- what is written ------------------------------------------------------------------------
+
+
+def test_slots_are_those_of_the_design(section, done):
+    new = {key for key in content(done) if key not in content(section)}
+    assert new == {
+        ("obs", "amilst_domain"), ("obs", "amilst_domain_refined"), ("obs", "amilst_confidence"),
+        ("obsm", "X_amilst"), ("obsm", "X_amilst_latent"), ("obsm", "X_amilst_pca"),
+        ("obsp", "spatial_connectivities"), ("obsp", "spatial_distances"),
+        ("uns", "amilst"), ("uns", "amilst_domain_colors"), ("uns", "amilst_domain_refined_colors"),
+        ("uns", "spatial_neighbors"),
+    }  # fmt: skip
+    assert done.obsm["X_amilst"].shape == (300, 30) and done.obsm["X_amilst"].dtype == np.float32
+    assert done.obsm["X_amilst_pca"].shape == (300, 30)
+    # two networks, each with widths 20 (f) and 8 (g)
+    assert done.obsm["X_amilst_latent"].shape == (300, 2 * 28)
     for name in ("amilst_domain", "amilst_domain_refined"):
-        column = done.obs[name]
-        assert list(column.cat.categories) == ["1", "2", "3"]
-        assert column.notna().all()
+        assert list(done.obs[name].cat.categories) == ["1", "2", "3"]
+        assert done.obs[name].notna().all()
     sizes = done.obs["amilst_domain"].value_counts()
     assert sizes["1"] >= sizes["2"] >= sizes["3"] > 0
     assert done.obs["amilst_confidence"].between(0, 1).all()
     assert done.obsp["spatial_connectivities"].shape == (300, 300)
     assert (done.obsp["spatial_distances"].data > 0).all()
     assert done.uns["spatial_neighbors"]["connectivities_key"] == "spatial_connectivities"
+    assert (done.X != section.X).nnz == 0  # X is never changed
+
+
+def test_record_has_the_effective_settings(section, done):
     record = done.uns["amilst"]
-    assert record["seed"] == 0 and record["n_domains"] == K
+    assert record["seed"] == 0 and record["n_domains"] == K and record["device"] in ("cpu", "cuda")
     assert len(record["losses"]["network"]) == QUICK["epochs"]
     assert record["config"]["train"]["epochs"] == QUICK["epochs"]
-    assert (done.X != section.X).nnz == 0  # X is never changed
+    assert "sample_key" not in record and "use_rep" not in record
+    assert list(record["warnings"]) == []
+    assert {"torch", "numpy", "amilst-lite"} <= set(record["versions"])
+    automatic = section.copy()
+    amilst.identify_domains(automatic, K, epochs=1, n_init=2)
+    train = automatic.uns["amilst"]["config"]["train"]
+    assert train["n_networks"] == 8 and train["batch_size"] == 40_000
+    assert automatic.obsm["X_amilst_latent"].shape == (300, 8 * 28)
+
+
+def test_colors_follow_the_convention_of_scanpy(done):
+    colors = done.uns["amilst_domain_colors"]
+    assert len(colors) == K == len(set(colors))
+    assert all(color.startswith("#") and len(color) == 7 for color in colors)
+    assert list(done.uns["amilst_domain_refined_colors"]) == list(colors)
+
+
+def test_nothing_of_the_user_is_overwritten(section):
+    adata = section.copy()
+    rng = np.random.default_rng(0)
+    adata.obsm["X_pca"] = rng.normal(size=(300, 5))
+    for name in ("spatial_connectivities", "spatial_distances"):
+        adata.obsp[name] = sparse.random(300, 300, 0.01, format="csr", random_state=0)
+    adata.uns["spatial_neighbors"] = {"params": {"n_neighbors": 99}}
+    before = content(adata)
+    run(adata)
+    after = content(adata)
+    for key, value in before.items():
+        assert_same(after[key], value)
+    record = adata.uns["amilst"]
+    assert record["connectivities_key"] == "amilst_connectivities"
+    assert record["distances_key"] == "amilst_distances"
+    assert adata.uns["amilst_neighbors"]["connectivities_key"] == "amilst_connectivities"
+    assert adata.obsp["amilst_connectivities"].nnz == adata.obsp["amilst_distances"].nnz > 300
+    run(adata)  # neither does a second run
+    assert_same(adata.uns["spatial_neighbors"], {"params": {"n_neighbors": 99}})
+
+
+def test_runs_with_different_keys_leave_each_other_intact(section, done):
+    adata = section.copy()
+    run(adata)
+    first = content(adata)
+    run(adata, key_added="other", n_neighbors=12)
+    both = content(adata)
+    for key, value in first.items():
+        assert_same(both[key], value)
+    assert adata.uns["other"]["connectivities_key"] == "other_connectivities"
+    assert adata.obsp["other_connectivities"].nnz > adata.obsp["spatial_connectivities"].nnz
+    run(adata)
+    for key, value in both.items():
+        if key != ("uns", "amilst"):  # times and memory differ
+            assert_same(content(adata)[key], value)
+    assert adata.uns["amilst"]["connectivities_key"] == "spatial_connectivities"
+
+
+def test_second_run_with_the_same_key_leaves_nothing_of_the_first(section):
+    adata = section.copy()
+    adata.obsm["mine"] = np.random.default_rng(0).normal(size=(300, 6))
+    run(adata)
+    run(adata, use_rep="mine")
+    assert "X_amilst_pca" not in adata.obsm and adata.uns["amilst"]["use_rep"] == "mine"
+    assert adata.uns["spatial_neighbors"]["params"]["written_by"] == "amilst"
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "value"),
+    [
+        ("obs", "amilst_domain", np.arange(300)),
+        ("obsm", "X_amilst", np.zeros((300, 2))),
+        ("uns", "amilst", {"mine": 1}),
+    ],
+)
+def test_slots_of_the_user_are_refused(section, no_training, place, name, value):
+    adata = section.copy()
+    getattr(adata, place)[name] = value
+    with pytest.raises(InputError, match=rf"{place}\['{name}'\] exists.*another key_added"):
+        run(adata)
 
 
 def test_result_survives_a_file(done, tmp_path):
@@ -59,6 +184,10 @@ def test_result_survives_a_file(done, tmp_path):
     np.testing.assert_array_equal(back.obsm["X_amilst"], done.obsm["X_amilst"])
     assert list(back.obs["amilst_domain"]) == list(done.obs["amilst_domain"])
     assert back.uns["amilst"]["config"]["graph"]["radius"] == "none"
+    assert list(back.uns["amilst_domain_colors"]) == list(done.uns["amilst_domain_colors"])
+    run(back)  # recognized as a result of ours
+    np.testing.assert_array_equal(back.obsm["X_amilst"], done.obsm["X_amilst"])
+    assert back.uns["amilst"]["connectivities_key"] == "spatial_connectivities"
 
 
 def test_same_seed_same_bits_and_generators_untouched(section, done):
@@ -68,6 +197,9 @@ def test_same_seed_same_bits_and_generators_untouched(section, done):
     assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
     np.testing.assert_array_equal(again.obsm["X_amilst"], done.obsm["X_amilst"])
     np.testing.assert_array_equal(again.obs["amilst_confidence"], done.obs["amilst_confidence"])
+
+
+# --- what is read ---------------------------------------------------------------------------
 
 
 def as_layer(adata):
@@ -96,7 +228,7 @@ def test_every_form_gives_the_same_result(section, done, form):
     np.testing.assert_array_equal(other.obsm["X_amilst"], done.obsm["X_amilst"])
 
 
-def test_a_view_becomes_actual_without_a_warning(section, done):
+def test_view_becomes_actual_without_a_warning(section, done):
     padded = ad.concat([section, section[:5].copy()], index_unique="-")
     padded.obsm["spatial"] = np.r_[section.obsm["spatial"], section.obsm["spatial"][:5]]
     view = padded[:300]
@@ -108,74 +240,24 @@ def test_a_view_becomes_actual_without_a_warning(section, done):
     assert "amilst_domain" not in padded.obs
 
 
+def test_view_of_data_on_disk_is_refused_first(section, tmp_path, no_training):
+    section.write_h5ad(tmp_path / "section.h5ad")
+    view = ad.read_h5ad(tmp_path / "section.h5ad", backed="r")[:200]
+    with pytest.raises(InputError, match="view of an AnnData on disk.*to_memory"):
+        run(view)
+
+
 def test_samples_and_representation_and_key(section):
     adata = section.copy()
     adata.obs["slide"] = np.repeat(["a", "b"], 150)
     adata.obsm["mine"] = np.random.default_rng(0).normal(size=(300, 6))
     run(adata, sample_key="slide", use_rep="mine", key_added="other")
     assert {"other_domain", "other_domain_refined", "other_confidence"} <= set(adata.obs)
-    assert "X_pca" not in adata.obsm and adata.obsm["X_other"].shape == (300, 6)
+    assert "X_other_pca" not in adata.obsm and adata.obsm["X_other"].shape == (300, 6)
+    assert adata.uns["other"]["sample_key"] == "slide" and adata.uns["other"]["use_rep"] == "mine"
     rows, columns = adata.obsp["spatial_connectivities"].nonzero()
     slide = adata.obs["slide"].to_numpy()
     assert (slide[rows] == slide[columns]).all()
-
-
-@pytest.mark.parametrize(
-    ("spoil", "error", "message"),
-    [
-        (lambda a: a.obsm.pop("spatial"), MissingKeyError, "no coordinates.*obsm"),
-        (lambda a: a.obsm.update(spatial=np.full((300, 2), np.nan)), InputError, "NaN|finite"),
-        (lambda a: a.obsm["spatial"].__setitem__((3, 0), np.inf), InputError, "inf|finite"),
-        (lambda a: a.obsm.update(spatial=np.ones((300, 2))), InputError, "place"),
-        (lambda a: a.obsm.update(spatial=np.ones((300, 5))), InputError, "2 or 3 columns"),
-        (lambda a: a.obsm.update(spatial=np.full((300, 2), "a")), InputError, "numbers"),
-        (lambda a: a.X.data.__setitem__(0, -1), InputError, "negative"),
-        (lambda a: a.X.data.__setitem__(0, np.nan), InputError, "finite"),
-        (lambda a: setattr(a, "X", None), MissingKeyError, "no counts"),
-        (lambda a: setattr(a, "X", a.X * 0), InputError, "every spot is empty"),
-    ],
-)
-def test_wrong_sections_are_refused_and_left_as_they_were(section, spoil, error, message):
-    adata = section.copy()
-    spoil(adata)
-    before = set(adata.obs), set(adata.obsm), set(adata.obsp)
-    with pytest.raises(error, match=message):
-        run(adata)
-    assert (set(adata.obs), set(adata.obsm), set(adata.obsp)) == before
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"sample_key": "slide"}, MissingKeyError, "no column 'slide'.*ground_truth"),
-        ({"use_rep": "X_scvi"}, MissingKeyError, "no 'X_scvi'"),
-        ({"preset": "best"}, InputError, "unknown preset"),
-        ({"epoch": 5}, InputError, "unknown setting"),
-        ({"device": "gpu"}, InputError, "device must be"),
-        ({"n_neighbors": 300}, InputError, "neighbours"),
-    ],
-)
-def test_wrong_options(section, changes, error, message):
-    with pytest.raises(error, match=message):
-        run(section.copy(), **changes)
-
-
-@pytest.mark.parametrize("k", [1, 0, 301])
-def test_wrong_number_of_domains(section, k):
-    with pytest.raises(InputError, match="domains"):
-        amilst.identify_domains(section.copy(), k, **QUICK)
-
-
-def test_usable_but_odd_sections_warn(section):
-    logged = section.copy()
-    logged.X = logged.X.log1p()
-    with pytest.warns(AmilstWarning, match="whole numbers"):
-        run(logged)
-    hollow = section.copy()
-    hollow.X = sparse.vstack([sparse.csr_matrix((1, 60), dtype=np.float32), hollow.X[1:]]).tocsr()
-    with pytest.warns(AmilstWarning, match="no counts"):
-        run(hollow)
-    assert hollow.obs["amilst_domain"].notna().all()
 
 
 def test_repeated_names_do_not_matter(section, done):
@@ -187,15 +269,156 @@ def test_repeated_names_do_not_matter(section, done):
     assert list(twins.obs["amilst_domain"]) == list(done.obs["amilst_domain"])
 
 
-def test_published_preset_names_the_extra_it_needs(section, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "igraph", None)
-    with pytest.raises(MissingExtraError, match=r"amilst-lite\[leiden\]"):
-        amilst.identify_domains(section.copy(), K, preset="published", epochs=1, adversarial_epochs=1)
+def test_torch_settings_of_the_caller_do_not_matter(section, done):
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode():
+            other = run(section.copy())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_array_equal(other.obsm["X_amilst"], done.obsm["X_amilst"])
+
+
+# --- what is refused ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (lambda a: a.obsm.pop("spatial"), MissingKeyError, "no coordinates.*obsm"),
+        (lambda a: a.obsm.update(spatial=np.full((300, 2), np.nan)), InputError, "NaN or infinite"),
+        (lambda a: a.obsm["spatial"].__setitem__((3, 0), np.inf), InputError, "NaN or infinite"),
+        (lambda a: a.obsm.update(spatial=np.ones((300, 2))), InputError, "place"),
+        (lambda a: a.obsm.update(spatial=np.ones((300, 5))), InputError, "2 or 3 columns"),
+        (lambda a: a.obsm.update(spatial=np.full((300, 2), "a")), InputError, "numeric"),
+        (lambda a: a.X.data.__setitem__(0, -1), InputError, "negative"),
+        (lambda a: a.X.data.__setitem__(0, np.nan), InputError, "finite|NaN"),
+        (lambda a: setattr(a, "X", None), MissingKeyError, "no counts"),
+        (lambda a: setattr(a, "X", a.X * 0), InputError, "counts are zero"),
+    ],
+)
+def test_unusable_sections_are_refused_and_left_unchanged(section, spoil, error, message):
     adata = section.copy()
-    amilst.identify_domains(
-        adata, K, preset="published", epochs=2, adversarial_epochs=2, method="gmm", n_init=4
-    )
+    spoil(adata)
+    before = set(content(adata))
+    with pytest.raises(error, match=message):
+        run(adata)
+    assert set(content(adata)) == before
+
+
+def missing_section(adata):
+    adata.obs["slide"] = pd.Series(["a"] * 299 + [None], index=adata.obs_names)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "changes", "error", "message"),
+    [
+        (None, {"sample_key": "slide"}, MissingKeyError, "no column 'slide'.*ground_truth"),
+        (missing_section, {"sample_key": "slide"}, InputError, r"obs\['slide'\] has no section for 1 spot"),
+        (None, {"use_rep": "X_scvi"}, MissingKeyError, "no 'X_scvi'"),
+        (
+            lambda a: a.obsm.update(mine=np.full((300, 3), np.nan)), {"use_rep": "mine"},
+            InputError, r"obsm\['mine'\] has NaN or infinite values in 300 spots",
+        ),
+        (
+            lambda a: a.obsm.update(mine=sparse.eye(300, 3, format="csr")), {"use_rep": "mine"},
+            InputError, "dense",
+        ),
+        (None, {"preset": "best"}, InputError, "unknown preset"),
+        (None, {"epoch": 5}, InputError, "unknown setting"),
+        (None, {"epochs": 3.5}, InputError, "--epochs"),
+        (None, {"covariance_type": "round"}, InputError, "--covariance-type"),
+        (None, {"device": "gpu"}, InputError, "device must be"),
+        (None, {"key_added": ""}, InputError, "key_added"),
+        (None, {"seed": -1}, InputError, "seed"),
+        (None, {"seed": 2**70}, InputError, "seed"),
+    ],
+)  # fmt: skip
+def test_unusable_options_are_refused_first(section, no_training, spoil, changes, error, message):
+    adata = section.copy()
+    if spoil is not None:
+        spoil(adata)
+    with pytest.raises(error, match=message):
+        amilst.identify_domains(adata, K, **{**QUICK, **changes})
+
+
+@pytest.mark.parametrize("k", [1, 0, 301, 3.0, True])
+def test_unusable_numbers_of_domains_are_refused_first(section, no_training, k):
+    with pytest.raises(InputError, match="domains"):
+        amilst.identify_domains(section.copy(), k, **QUICK)
+
+
+def test_choosing_among_too_few_spots_is_refused_first(section, no_training):
+    with pytest.raises(InputError, match="at least 20 spots"):
+        amilst.identify_domains(section[:18].copy(), **QUICK)
+
+
+def test_missing_igraph_is_refused_first(section, no_training, monkeypatch):
+    monkeypatch.setitem(sys.modules, "igraph", None)
+    with pytest.raises(MissingExtraError, match=r"amilst-lite\[leiden\]"):
+        amilst.identify_domains(section.copy(), K, preset="published", epochs=1)
+
+
+def test_anything_but_an_anndata_is_refused(section):
+    with pytest.raises(InputError, match=r"expected an AnnData, found str.*amilst_lite.read\('a.h5ad'\)"):
+        amilst.identify_domains("a.h5ad", K)
+    with pytest.raises(InputError, match="expected an AnnData, found ndarray"):
+        amilst.score(section.X.toarray())
+
+
+def test_too_many_neighbors_are_refused(section):
+    with pytest.raises(InputError, match="n_neighbors"):
+        run(section.copy(), n_neighbors=300)
+
+
+def test_published_preset_runs(section):
+    adata = run(section.copy(), preset="published", method="gmm", n_networks=1)
     assert adata.obs["amilst_domain"].nunique() == K
+    assert adata.obsm["X_amilst"].shape == (300, 28)
+
+
+# --- warnings -------------------------------------------------------------------------------
+
+
+def test_warnings_are_shown_and_recorded(section):
+    logged = section.copy()
+    logged.X = logged.X.log1p()
+    for _ in range(2):  # the second run of a session records them too
+        with pytest.warns(AmilstWarning, match="should be integers"):
+            run(logged)
+        (text,) = logged.uns["amilst"]["warnings"]
+        assert "should be integers" in text
+    hollow = section.copy()
+    hollow.X = sparse.vstack([sparse.csr_matrix((1, 60), dtype=np.float32), hollow.X[1:]]).tocsr()
+    with pytest.warns(AmilstWarning, match="no counts"):
+        run(hollow)
+    assert hollow.obs["amilst_domain"].notna().all()
+
+
+def test_recorded_warnings_follow_the_filters_of_the_caller():
+    code = """
+import warnings
+from amilst_lite.errors import AmilstWarning
+from amilst_lite.pipeline import recorded_warnings
+def warn():
+    warnings.warn("careful", AmilstWarning, stacklevel=1)
+    warnings.warn("another package", UserWarning, stacklevel=1)
+for _ in range(2):
+    with recorded_warnings() as texts:
+        warn()
+    assert texts == ["careful"], texts
+warnings.simplefilter("error")
+with recorded_warnings() as texts:
+    try:
+        warn()
+    except AmilstWarning:
+        print("raised")
+"""
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert completed.stdout == "raised\n" and completed.stderr.count("AmilstWarning: careful") == 2
+
+
+# --- scores and description -----------------------------------------------------------------
 
 
 def test_score(done):
@@ -214,40 +437,23 @@ def test_score(done):
         amilst.score(done, "truth")
 
 
-def test_write_results(done, tmp_path):
-    summary = amilst.write_results(done, tmp_path, source="here", annotation="ground_truth")
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"result.h5ad", "domains.csv", "domains.png", "losses.png", "run.json"}
-    table = pd.read_csv(tmp_path / "domains.csv", dtype={"domain": str})
-    assert list(table.columns) == ["spot", "domain", "refined_domain", "probability"]
-    assert list(table["domain"]) == list(done.obs["amilst_domain"])
-    written = json.loads((tmp_path / "run.json").read_text())
-    assert written["scores"]["domain"]["ari"] == pytest.approx(summary["scores"]["domain"]["ari"])
-    assert {"config", "versions", "seed", "device", "seconds", "peak_memory", "input"} <= set(written)
-    assert set(written["files"]) == names
+def test_score_uses_the_recorded_sections(section):
+    adata = section.copy()
+    # two sections at the same place: spots of the other one must not count as neighbors
+    adata.obs["slide"] = np.where(np.arange(300) % 2, "a", "b")
+    adata.obs["plain"] = np.where(np.arange(300) % 2, "x", "y")
+    run(adata, sample_key="slide", key_added="mine")
+    by_default = amilst.score(adata, domain="mine_domain")
+    assert by_default == amilst.score(adata, domain="mine_domain", sample_key="slide")
+    assert by_default == amilst.score(adata, domain="mine_domain") != _unsectioned(adata, "mine_domain")
+    # a column of the user's has no recorded sections
+    assert amilst.score(adata, domain="plain") == _unsectioned(adata, "plain")
 
 
-def test_counts_on_disk_give_the_same_and_are_not_written_again(section, done, tmp_path):
-    section.write_h5ad(tmp_path / "section.h5ad")
-    (tmp_path / "out").mkdir()
-    adata = ad.read_h5ad(tmp_path / "section.h5ad", backed="r")
-    run(adata)
-    np.testing.assert_array_equal(adata.obs["amilst_domain"], done.obs["amilst_domain"])
-    np.testing.assert_array_equal(adata.obsm["X_amilst"], done.obsm["X_amilst"])
-    assert pipeline.describe(adata)[:3] == pipeline.describe(section)[:3]
-    summary = pipeline.write_results(adata, tmp_path / "out")
-    assert any("counts" in line for line in summary["left_out"])
-    back = ad.read_h5ad(tmp_path / "out" / "result.h5ad")
-    assert back.X is None and back.shape == adata.shape
-    np.testing.assert_array_equal(back.obsm["X_amilst"], done.obsm["X_amilst"])
+def _unsectioned(adata, domain):
+    from amilst_lite import metrics
 
-
-def test_without_matplotlib_the_rest_is_written(done, tmp_path, monkeypatch):
-    for name in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg"):
-        monkeypatch.setitem(__import__("sys").modules, name, None)
-    summary = amilst.write_results(done, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"result.h5ad", "domains.csv", "run.json"}
-    assert "amilst-lite[plot]" in summary["left_out"][0]
+    return metrics.continuity(adata.obs[domain].to_numpy(), adata.obsm["spatial"])
 
 
 def test_describe(section):
@@ -256,7 +462,16 @@ def test_describe(section):
     assert "obs['ground_truth']: 3 values, 0 missing" in lines
 
 
-def test_number_of_domains_is_chosen_when_not_given(section, tmp_path):
+def test_describe_gives_the_spacing():
+    grid = np.stack(np.meshgrid(np.arange(5.0), np.arange(4.0)), -1).reshape(-1, 2) * 7
+    adata = ad.AnnData(np.ones((20, 3), np.float32), obsm={"spatial": grid})
+    assert "extent 28 × 21, median distance to the nearest spot 7" in "\n".join(pipeline.describe(adata))
+    adata.obsm["spatial"][0, 0] = np.nan
+    with pytest.raises(InputError, match="NaN"):
+        pipeline.describe(adata)
+
+
+def test_number_of_domains_is_chosen_if_not_given(section, tmp_path):
     adata = section.copy()
     amilst.identify_domains(adata, **{**QUICK, "n_init": 4})
     record = adata.uns["amilst"]

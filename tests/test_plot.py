@@ -1,8 +1,11 @@
 import itertools
 import os
+import re
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
+from xml.etree import ElementTree
 
 import anndata as ad
 import numpy as np
@@ -20,6 +23,7 @@ from matplotlib.collections import EllipseCollection  # noqa: E402
 from matplotlib.colors import to_hex  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.image import imread, imsave  # noqa: E402
+from scipy.spatial.distance import cdist  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +33,7 @@ def tissue():
 
 @pytest.fixture
 def adata(tissue):
-    """A section after a run: domains "1".."4" with some mistakes, refined ones, an annotation with gaps."""
+    """A section after a run: domains "1".."4" with errors, refined domains, an incomplete annotation."""
     rng = np.random.default_rng(0)
     found = np.where(rng.random(300) < 0.1, rng.integers(0, 4, 300), tissue.domains) + 1
     annotation = tissue.annotation.astype(object)
@@ -43,7 +47,7 @@ def adata(tissue):
         },
         index=tissue.spot_names,
     )
-    return ad.AnnData(tissue.counts, obs=obs, obsm={"spatial": tissue.coordinates})
+    return ad.AnnData(tissue.counts, obs=obs, obsm={"spatial": tissue.coordinates.copy()})
 
 
 def _titles(figure):
@@ -75,7 +79,7 @@ def _pixels(figure, path, dpi=60):
     return imread(path)
 
 
-# ----------------------------------------------------------------------------------- the section's figure
+# ---------------------------------------------------------------------------------- domains on the section
 
 
 def test_panels_titles_and_scores(adata):
@@ -91,7 +95,7 @@ def test_panels_titles_and_scores(adata):
     assert _titles(plot.domains(adata)) == ["Domains"]
 
 
-def test_every_spot_is_where_it_is_in_its_domains_colour(adata):
+def test_spots_have_their_positions_and_the_colors_of_their_domains(adata):
     axis = _panel(plot.domains(adata), "Domains")
     np.testing.assert_allclose(_discs(axis).get_offsets(), adata.obsm["spatial"])
     expected = np.array(plot.palette(4))[adata.obs["amilst_domain"].astype(int) - 1]
@@ -101,7 +105,7 @@ def test_every_spot_is_where_it_is_in_its_domains_colour(adata):
     assert sizes == list(adata.obs["amilst_domain"].value_counts(sort=False))
 
 
-def test_y_runs_downwards_and_no_axis_is_stretched(adata):
+def test_y_points_downwards_and_both_axes_have_one_scale(adata):
     axis = _panel(plot.domains(adata), "Domains")
     bottom, top = axis.get_ylim()
     assert bottom > top and axis.get_xlim()[0] < axis.get_xlim()[1]
@@ -111,24 +115,24 @@ def test_y_runs_downwards_and_no_axis_is_stretched(adata):
     assert top < low[1] and bottom > high[1]
 
 
-def test_the_picture_shows_the_colours_where_the_spots_are(tmp_path):
-    """Four big spots at the corners of a square, read back from the PNG itself."""
+def test_rendered_pixels_have_the_colors_of_the_spots(tmp_path):
+    """Four large spots at the corners of a square, located in the pixels of the PNG file."""
     corners = np.array([[0.0, 0], [10, 0], [0, 10], [10, 10]])
     figure = plot.draw_domains(corners, ["1", "2", "3", "4"], spot_diameter=9.0)
     pixels = _pixels(figure, tmp_path / "corners.png")[..., :3]
-    centre = {}
+    center = {}
     for name, color in zip("1234", plot.palette(4), strict=True):
         wanted = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
         rows, columns = np.nonzero((np.abs(pixels - wanted) < 0.02).all(axis=-1))
-        keep = columns < 0.7 * pixels.shape[1]  # the legend lies to the right
-        centre[name] = np.array([columns[keep].mean(), rows[keep].mean()])
-    across, down = centre["2"] - centre["1"], centre["3"] - centre["1"]
+        keep = columns < 0.7 * pixels.shape[1]  # the legend is to the right
+        center[name] = np.array([columns[keep].mean(), rows[keep].mean()])
+    across, down = center["2"] - center["1"], center["3"] - center["1"]
     assert across[0] > 50 and abs(across[1]) < 3
     assert down[1] == pytest.approx(across[0], rel=0.05) and abs(down[0]) < 3  # y downwards, equal scale
-    np.testing.assert_allclose(centre["4"], centre["1"] + across + down, atol=3)
+    np.testing.assert_allclose(center["4"], center["1"] + across + down, atol=3)
 
 
-def test_annotation_takes_the_colours_of_the_domains_it_overlaps(adata):
+def test_annotated_regions_have_the_colors_of_the_domains_they_overlap(adata):
     figure = plot.domains(adata, annotation="layer")
     colors = _legend(_panel(figure, "Annotation"))
     domains = _legend(_panel(figure, "Domains"))
@@ -137,36 +141,36 @@ def test_annotation_takes_the_colours_of_the_domains_it_overlaps(adata):
     assert (_spot_colors(_panel(figure, "Annotation"))[:20] == "#D9D9D9").all()
 
 
-def test_more_regions_than_domains_have_colours_of_their_own():
+def test_regions_without_a_domain_have_distinct_colors():
     coordinates = np.random.default_rng(0).uniform(size=(60, 2))
     regions = np.repeat(list("abcdef"), 10)
     domains = np.repeat([0, 1], 30)
     colors = _legend(_panel(plot.draw_domains(coordinates, domains, annotation=regions), "Annotation"))
     assert len(set(colors.values())) == 6
-    # one to one: each domain lends its colour once, to one of the regions it covers
+    # one-to-one: the color of each domain is used for one of the regions it covers
     assert next(name for name, color in colors.items() if color == plot.palette(2)[0]) in "abc"
     assert next(name for name, color in colors.items() if color == plot.palette(2)[1]) in "def"
 
 
-def test_a_domain_keeps_its_colour_whatever_else_is_there(adata):
+def test_color_of_a_domain_does_not_depend_on_other_domains(adata):
     part = adata[adata.obs["amilst_domain"] != "1"].copy()
-    part.obs["amilst_domain"] = part.obs["amilst_domain"].astype(str)  # the category is forgotten as well
+    part.obs["amilst_domain"] = part.obs["amilst_domain"].astype(str)  # removes the category as well
     whole, less = (_legend(_panel(plot.domains(a), "Domains")) for a in (adata, part))
     assert less == {name: color for name, color in whole.items() if name != "1"}
-    # whole numbers, as estimators give them, count from zero
+    # integers, as estimators return them, count from zero
     codes = adata.obs["amilst_domain"].astype(int).to_numpy() - 1
     drawn = _panel(plot.draw_domains(adata.obsm["spatial"][codes > 0], codes[codes > 0]), "Domains")
     assert _legend(drawn) == dict(zip("123", plot.palette(4)[1:], strict=True))
 
 
-def test_colours_can_be_chosen(adata):
+def test_colors_option(adata):
     colors = _legend(_panel(plot.domains(adata, colors={"2": "red"}), "Domains"))
     assert colors["2"] == "#FF0000" and colors["1"] == plot.palette(1)[0]
-    with pytest.raises(InputError, match="colours"):
-        plot.domains(adata, colors={"2": "no such colour"})
+    with pytest.raises(InputError, match="colors"):
+        plot.domains(adata, colors={"2": "no such color"})
 
 
-def test_confidence_is_drawn_as_numbers(adata):
+def test_confidence_panel(adata):
     axis = _panel(plot.domains(adata, confidence="amilst_confidence"), "Confidence")
     np.testing.assert_array_equal(_discs(axis).get_array(), adata.obs["amilst_confidence"])
     low, high = _discs(axis).get_clim()
@@ -182,12 +186,12 @@ def test_confidence_is_drawn_as_numbers(adata):
         (pd.Categorical(["b", "a", "b", "a"], categories=["b", "unused", "a"]), ["b", "a"]),
     ],
 )
-def test_legends_are_in_the_order_a_reader_expects(labels, expected):
+def test_order_of_legend_entries(labels, expected):
     figure = plot.draw_domains(np.arange(8.0).reshape(4, 2), labels)
     assert list(_legend(figure.axes[0])) == expected
 
 
-def test_three_coordinates_few_spots_and_doubles():
+def test_three_coordinates_few_spots_and_duplicate_positions():
     for coordinates in (
         np.zeros((1, 2)),
         np.zeros((9, 3)),
@@ -199,6 +203,179 @@ def test_three_coordinates_few_spots_and_doubles():
         assert np.isfinite(_diameter(figure)) and _diameter(figure) > 0
 
 
+# ------------------------------------------------------------------------------------------- literal text
+
+NAMES = [
+    (r"$\frac{0}$", r"$\frac{0}$"),
+    (r"a \$5 $b$", r"a \$5 $b$"),
+    ("_hidden", "_hidden"),
+    ("two\nlines", r"two\nlines"),
+    ("two\u2028lines", r"two\u2028lines"),
+    ("tab\tx", r"tab\tx"),
+    ("null\0", r"null\x00"),
+    ("surrogate\udc80", r"surrogate\udc80"),
+    ("Großhirn β-Zelle кора", "Großhirn β-Zelle кора"),
+    ("<b> & -- </b>", "<b> & -- </b>"),
+    ("x" * 5000, "x" * 40 + "…" + "x" * 19),
+    ("7" * 5000, "7" * 40 + "…" + "7" * 19),
+]
+NAME_IDS = [name[:20] for name, _ in NAMES]
+
+
+def _texts(figure):
+    """Every text with content: titles, labels and legends."""
+    return [text for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
+
+
+def _check_literal(figure, tmp_path, expected):
+    drawn = [text for text in _texts(figure) if expected in text.get_text()]
+    assert drawn
+    assert not any(text.get_parse_math() or text.get_usetex() for text in drawn)
+    height, width, _ = _pixels(figure, tmp_path / "figure.png").shape
+    assert height < 1000 and width < 2000
+    plot.save(figure, tmp_path / "figure.svg")
+    ElementTree.parse(tmp_path / "figure.svg")  # well-formed
+
+
+@pytest.mark.parametrize(("name", "expected"), NAMES, ids=NAME_IDS)
+@pytest.mark.parametrize("column", ["labels", "refined", "annotation"])
+def test_labels_are_drawn_literally(column, name, expected, tmp_path):
+    columns = {"labels": ["1", "1", "2", "2"], column: ["other", name, "other", name]}
+    figure = plot.draw_domains(np.arange(8.0).reshape(4, 2), **columns)
+    axis = figure.axes[1 if column == "refined" else 0]
+    assert set(_legend(axis)) == {"other", expected}
+    _check_literal(figure, tmp_path, expected)
+
+
+@pytest.mark.parametrize(("name", "expected"), NAMES[:10], ids=NAME_IDS[:10])
+def test_titles_are_drawn_literally(name, expected, tmp_path):
+    coordinates, labels = np.arange(8.0).reshape(4, 2), ["1", "1", "2", "2"]
+    figure = plot.draw_domains(coordinates, labels, title=f"Section {name}")
+    expected = expected.replace(r"two\nlines", "two\nlines").replace(r"two\u2028lines", "two\nlines")
+    _check_literal(figure, tmp_path, f"Section {expected}")  # a title may have several lines
+    history = plot.losses({name: [2.0, 1.0]})
+    assert len(_titles(history)) == 1
+    _check_literal(history, tmp_path, _titles(history)[0])
+
+
+def test_a_very_long_title_fits(tmp_path):
+    figure = plot.draw_domains(np.arange(8.0).reshape(4, 2), [0, 0, 1, 1], title="x" * 5000)
+    _check_literal(figure, tmp_path, "x" * 100 + "…")
+
+
+def test_underscores_and_dollars_in_a_umap_legend(monkeypatch, tmp_path):
+    reducer = type("UMAP", (), {"__init__": lambda self, **_: None, "fit_transform": lambda self, x: x})
+    monkeypatch.setitem(sys.modules, "umap", type(sys)("umap"))
+    sys.modules["umap"].UMAP = reducer
+    names = ["_hidden", r"$\frac{0}$"]
+    figure = plot.umap(np.random.default_rng(0).normal(size=(40, 2)), np.repeat(names, 20))
+    assert set(_legend(figure.axes[0])) == set(names)
+    _check_literal(figure, tmp_path, r"$\frac{0}$")
+
+
+def test_labels_are_drawn_literally_with_usetex_in_rcparams():
+    with matplotlib.rc_context({"text.usetex": True}):
+        figure = plot.draw_domains(np.arange(8.0).reshape(4, 2), ["a_b", "a_b", "$", "$"], title="50 %")
+        texts = [text for text in _texts(figure) if re.search(r"a_b|\$|50 %|Domains", text.get_text())]
+    assert len(texts) == 4 and not any(text.get_usetex() for text in texts)
+
+
+# ------------------------------------------------------------------------------------------ stored colors
+
+
+def test_stored_colors_are_used(adata):
+    adata.uns["amilst_domain_colors"] = np.array(["red", "#00FF00", "#0000ff80", "0.5"], dtype=object)
+    adata.uns["layer_colors"] = ["#111111", "#222222", "#333333", "#444444"]
+    figure = plot.domains(
+        adata, refined="amilst_domain_refined", annotation="layer", colors={"1": "#ABCDEF", 9: "red"}
+    )
+    expected = {"1": "#ABCDEF", "2": "#00FF00", "3": "#0000FF", "4": "#808080"}
+    assert _legend(_panel(figure, "Domains")) == expected
+    assert _legend(_panel(figure, "Refined")) == expected  # no stored colors of their own
+    assert set(_spot_colors(_panel(figure, "Domains"))) == set(expected.values())
+    regions = dict(zip(adata.obs["layer"].cat.categories, adata.uns["layer_colors"], strict=True))
+    assert _legend(_panel(figure, "Annotation")) == regions | {"none": "#D9D9D9"}
+    adata.uns["amilst_domain_refined_colors"] = ["#555555", "#666666", "#777777", "#888888"]
+    refined = _panel(plot.domains(adata, refined="amilst_domain_refined"), "Refined")
+    assert list(_legend(refined).values()) == adata.uns["amilst_domain_refined_colors"]
+
+
+def test_stored_colors_follow_the_categories_and_not_the_spots(adata):
+    """Unused categories keep their color, and float categories are named as integers."""
+    codes = adata.obs["amilst_domain"].astype(float)
+    adata.obs["number"] = pd.Categorical(codes, categories=[4.0, 3.0, 7.0, 2.0, 1.0])
+    adata.uns["number_colors"] = ["#444444", "#333333", "#777777", "#222222", "#111111"]
+    drawn = _legend(_panel(plot.domains(adata, "number"), "Domains"))
+    assert drawn == {name: f"#{name * 6}" for name in "1234"}
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        ["red", "green", "blue"],
+        ["red"] * 5,
+        ["red", "green", "blue", "no such color"],
+        ["red", "green", "blue", None],
+        [1, 2, 3, 4],
+        np.full((4, 3), 0.5),
+        "rgbk",
+        {"1": "red"},
+        None,
+    ],
+    ids=str,
+)
+def test_invalid_stored_colors_are_ignored(adata, stored):
+    adata.uns["amilst_domain_colors"] = stored
+    assert plot.stored_colors(adata, "amilst_domain") == {}
+    drawn = _legend(_panel(plot.domains(adata), "Domains"))
+    assert drawn == dict(zip("1234", plot.palette(4), strict=True))
+
+
+def test_stored_colors_of_a_column_that_is_not_categorical_are_ignored(adata):
+    adata.obs["amilst_domain"] = adata.obs["amilst_domain"].astype(str)
+    adata.uns["amilst_domain_colors"] = ["red", "green", "blue", "black"]
+    assert plot.stored_colors(adata, "amilst_domain") == {}
+
+
+@pytest.mark.parametrize(
+    "categories",
+    [
+        ["1", "2", "3", "4"],
+        ["1", "2", "10"],
+        ["4", "2", "unused"],
+        list("abcdefghijkl"),
+        ["", "x"],
+        [0, 1, 5],
+        [],
+    ],
+    ids=str,
+)
+def test_domain_colors_are_those_of_the_figures(categories):
+    """Storing the colors in ``uns`` does not change a figure."""
+    colors = plot.domain_colors(categories)
+    assert len(colors) == len(categories)
+    assert all(re.fullmatch("#[0-9A-F]{6}", color) for color in colors)
+    if not categories:
+        return
+    column = pd.Categorical.from_codes(np.arange(30) % len(categories), categories)
+    adata = ad.AnnData(
+        np.zeros((30, 1), dtype=np.float32),
+        obs=pd.DataFrame({"x": column}, index=[f"spot{i}" for i in range(30)]),
+        obsm={"spatial": np.random.default_rng(0).uniform(size=(30, 2))},
+    )
+    without = _spot_colors(plot.domains(adata, "x").axes[0])
+    np.testing.assert_array_equal(without, np.array(colors)[column.codes])
+    adata.uns["x_colors"] = colors
+    np.testing.assert_array_equal(_spot_colors(plot.domains(adata, "x").axes[0]), without)
+
+
+def test_stored_colors_survive_h5ad(adata, tmp_path):
+    adata.uns["amilst_domain_colors"] = plot.domain_colors(adata.obs["amilst_domain"].cat.categories)
+    adata.write_h5ad(tmp_path / "section.h5ad")
+    stored = plot.stored_colors(ad.read_h5ad(tmp_path / "section.h5ad"), "amilst_domain")
+    assert stored == dict(zip("1234", plot.palette(4), strict=True))
+
+
 # ------------------------------------------------------------------------------------- size and image
 
 
@@ -206,19 +383,34 @@ def _diameter(figure):
     return 2 * float(_discs(figure.axes[0])._widths[0])  # matplotlib keeps half of it
 
 
-def test_spot_size_from_the_grid_from_the_record_and_by_hand(adata):
+def test_spot_diameter_from_spacing_scale_factors_and_option(adata):
     assert _diameter(plot.domains(adata)) == pytest.approx(95, abs=0.1)  # 100 µm apart
     adata.uns["spatial"] = {"lib": {"scalefactors": {"spot_diameter_fullres": 55.0}}}
     assert _diameter(plot.domains(adata)) == pytest.approx(55)
     assert _diameter(plot.domains(adata, spot_diameter=70)) == pytest.approx(70)
-    # a record in another unit than the coordinates is no use
+    # a diameter in another unit than the coordinates is ignored
     adata.obsm["spatial"] = adata.obsm["spatial"] / 100
     assert _diameter(plot.domains(adata)) == pytest.approx(0.95, abs=0.001)
 
 
+@pytest.mark.parametrize("n_copies", [1, 2])
+def test_spot_diameter_is_derived_from_the_third_neighbor(n_copies):
+    """Brute-force oracle; two spots at each position have their copy as first neighbor."""
+    points = np.repeat(np.random.default_rng(0).uniform(size=(200, 2)), n_copies, axis=0)
+    expected = np.median(np.sort(cdist(points, points), axis=1)[:, 3])
+    assert _diameter(plot.draw_domains(points, np.zeros(len(points)))) == pytest.approx(0.95 * expected)
+
+
+def test_infinite_coordinates_are_refused_by_name(adata):
+    adata.uns["spatial"] = {"lib": {"scalefactors": {"spot_diameter_fullres": 55.0}}}
+    adata.obsm["spatial"][7, 1] = np.inf
+    with pytest.raises(InputError, match="1 of 300 spots .*7"):
+        plot.domains(adata)
+
+
 @pytest.fixture
 def over_image(adata):
-    """The section with an image at a twentieth of its resolution: red left of x = 1000, green right of it."""
+    """The section with an image of scale 0.05: red for x < 1000, green for x > 1000."""
     pixels = np.zeros((120, 120, 3), dtype=np.uint8)
     pixels[:, :50, 0] = pixels[:, 50:, 1] = 255
     adata.uns["spatial"] = {
@@ -230,13 +422,13 @@ def over_image(adata):
     return adata
 
 
-def test_the_image_lies_under_the_spots_at_its_scale(over_image, tmp_path):
+def test_image_is_below_the_spots_and_scaled(over_image, tmp_path):
     figure = plot.domains(over_image, spot_diameter=5.0)
     axis = figure.axes[0]
     assert axis.images[0].get_extent() == [0, 2400, 2400, 0]
     assert axis.images[0].get_zorder() < _discs(axis).get_zorder()
     pixels = _pixels(figure, tmp_path / "image.png", dpi=100)[..., :3]
-    # over white at three quarters: the border from red to green, read back from the picture
+    # alpha 0.75 on white: find the border between red and green in the rendered pixels
     red = (pixels[..., 0] > 0.95) & (pixels[..., 1] < 0.35)
     green = (pixels[..., 1] > 0.95) & (pixels[..., 0] < 0.35)
     edge = 0.5 * (np.nonzero(red)[1].max() + np.nonzero(green)[1].min())
@@ -245,7 +437,7 @@ def test_the_image_lies_under_the_spots_at_its_scale(over_image, tmp_path):
     assert (edge - left) / (right - left) == pytest.approx((1000 - low) / (high - low), abs=0.02)
 
 
-def test_image_only_if_wanted_and_there(over_image):
+def test_image_option(over_image):
     assert not plot.domains(over_image, image=False).axes[0].images
     over_image.uns["spatial"]["lib"]["images"] = {}
     assert not plot.domains(over_image).axes[0].images
@@ -255,7 +447,7 @@ def test_image_only_if_wanted_and_there(over_image):
         plot.domains(over_image, image="yes")
 
 
-def test_images_recorded_as_files(over_image, tmp_path):
+def test_images_in_files(over_image, tmp_path):
     library = over_image.uns["spatial"]["lib"]
     path = tmp_path / "tissue_lowres_image.png"
     imsave(path, library["images"].pop("hires"))
@@ -264,13 +456,33 @@ def test_images_recorded_as_files(over_image, tmp_path):
     axis = plot.domains(over_image).axes[0]
     assert axis.images[0].get_extent() == [0, 2400, 2400, 0]
     path.unlink()
-    with pytest.warns(AmilstWarning, match="no longer there"):
+    with pytest.warns(AmilstWarning, match=r"no file or folder .*tissue_lowres_image\.png"):
         assert not plot.domains(over_image).axes[0].images
 
 
-def test_several_libraries_need_a_name(over_image):
+@pytest.mark.parametrize("damage", ["truncated", "no image", "empty"])
+def test_figure_is_drawn_without_an_image_that_cannot_be_read(over_image, tmp_path, damage):
+    library = over_image.uns["spatial"]["lib"]
+    broken, intact = tmp_path / "tissue_hires_image.png", tmp_path / "tissue_lowres_image.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (120, 120, 3), dtype=np.uint8)
+    imsave(intact, pixels)
+    content = intact.read_bytes()
+    broken.write_bytes({"truncated": content[: len(content) // 2], "no image": b"text", "empty": b""}[damage])
+    library["images"] = {}
+    library["metadata"] = {"hires_image_path": str(broken)}
+    with pytest.warns(AmilstWarning, match=r"tissue image is not used: .*tissue_hires_image\.png"):
+        figure = plot.domains(over_image)
+    assert not figure.axes[0].images and len(_discs(figure.axes[0]).get_offsets()) == 300
+    # the low resolution is used if it can be read
+    library["metadata"]["lowres_image_path"] = str(intact)
+    library["scalefactors"]["tissue_lowres_scalef"] = 0.1
+    with pytest.warns(AmilstWarning, match="tissue_hires_image"):
+        assert plot.domains(over_image).axes[0].images[0].get_extent() == [0, 1200, 1200, 0]
+
+
+def test_several_libraries_need_library_id(over_image):
     over_image.uns["spatial"]["other"] = {"scalefactors": {"spot_diameter_fullres": 60.0}}
-    figure = plot.domains(over_image)  # neither is taken for the section's
+    figure = plot.domains(over_image)  # neither is used
     assert not figure.axes[0].images and _diameter(figure) == pytest.approx(95, abs=0.1)
     assert plot.domains(over_image, library_id="lib").axes[0].images
     assert _diameter(plot.domains(over_image, library_id="other")) == pytest.approx(60)
@@ -278,7 +490,7 @@ def test_several_libraries_need_a_name(over_image):
         plot.domains(over_image, library_id="third")
 
 
-def test_a_real_section(shared_dir):
+def test_her2st_section(shared_dir):
     a = ad.read_h5ad(shared_dir / "data" / "her2st_B1.h5ad")
     a.obs["domain"] = pd.Categorical((np.asarray(a.obsm["spatial"])[:, 0] // 8).astype(int).astype(str))
     figure = plot.domains(a, "domain", annotation="ground_truth")
@@ -289,13 +501,13 @@ def test_a_real_section(shared_dir):
 # --------------------------------------------------------------------------------------- large sections
 
 
-def test_a_large_section_is_dots_in_a_small_file(tmp_path):
+def test_large_sections_are_rasterized(tmp_path):
     tissue = simulate_tissue(50_000, 100, 20, layout="blobs", arrangement="cells", median_counts=2)
     figure = plot.draw_domains(tissue.coordinates, tissue.domains)
     assert _discs(figure.axes[0]).get_rasterized()
     plot.save(figure, tmp_path / "large.svg", dpi=100)
     assert (tmp_path / "large.svg").stat().st_size < 2e6
-    # no disc is so small that it fades into the page
+    # no disc is much smaller than a pixel
     inches = figure.axes[0].get_window_extent().width / figure.dpi
     low, high = figure.axes[0].get_xlim()
     assert _diameter(figure) > (high - low) / (inches * 200)
@@ -307,7 +519,7 @@ def test_a_large_section_is_dots_in_a_small_file(tmp_path):
 # --------------------------------------------------------------------------------------------- palette
 
 
-def test_the_palette_begins_with_okabe_and_ito_and_never_changes_its_mind():
+def test_palettes_are_nested_and_begin_with_okabe_and_ito():
     assert plot.palette(0) == ()
     assert plot.palette(3) == ("#0072B2", "#E69F00", "#009E73")
     for n in (8, 9, 20, 40):
@@ -321,7 +533,7 @@ def _linear(color):
 
 
 def _lab(color):
-    """CIELAB under D65, another space than the palette was made in."""
+    """CIELAB under D65; the palette is computed in OKLab."""
     to_xyz = [
         [0.4124564, 0.3575761, 0.1804375],
         [0.2126729, 0.7151522, 0.0721750],
@@ -332,7 +544,7 @@ def _lab(color):
     return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
 
 
-def test_thirty_colours_can_be_told_apart():
+def test_thirty_colors_are_distinguishable():
     colors = [_lab(color) for color in (*plot.palette(30), "#FFFFFF", "#D9D9D9")]
     closest = min(np.linalg.norm(a - b) for a, b in itertools.combinations(colors, 2))
     assert closest > 12  # about 2 is just noticeable
@@ -341,7 +553,7 @@ def test_thirty_colours_can_be_told_apart():
 # ----------------------------------------------------------------------------------------- other figures
 
 
-def test_losses_have_a_panel_each(tmp_path):
+def test_losses_panels(tmp_path):
     history = {
         "epoch": [1, 2, 3, 4],
         "reconstruction": [4.0, 3.0, 2.0, 1.0],
@@ -355,12 +567,12 @@ def test_losses_have_a_panel_each(tmp_path):
     np.testing.assert_array_equal(drawn["clusters"].get_ydata(), history["clusters"])
     np.testing.assert_array_equal(drawn["links"].get_xdata(), [1, 2, 3, 4])
     for nothing in ({}, {"epoch": [1]}, {"links": []}, {"links": [float("nan")]}):
-        with pytest.raises(InputError, match="no losses"):
+        with pytest.raises(InputError, match="at least one finite loss"):
             plot.losses(nothing)
 
 
-def test_umap_hands_over_and_draws(monkeypatch):
-    """Without the wait for UMAP's compiler: the class is replaced."""
+def test_umap_parameters_and_points(monkeypatch):
+    """The class UMAP is replaced, because compiling it takes long."""
     import types
 
     asked = {}
@@ -389,10 +601,14 @@ def test_umap_hands_over_and_draws(monkeypatch):
             plot.umap(bad, labels)
     with pytest.raises(InputError, match="n_neighbors"):
         plot.umap(embedding, labels, n_neighbors=40)
+    asked.clear()
+    with pytest.raises(InputError, match="colors"):
+        plot.umap(embedding, labels, colors={"1": "no such color"})
+    assert not asked  # refused before UMAP runs
 
 
 @pytest.mark.slow
-def test_umap_itself_is_the_same_twice():
+def test_umap_is_reproducible():
     pytest.importorskip("umap")
     embedding = np.random.default_rng(0).normal(size=(200, 5)) + np.repeat([0, 8], 100)[:, None]
     first, again = (plot.umap(embedding, np.repeat([0, 1], 100)).axes[0].collections[0] for _ in range(2))
@@ -403,7 +619,7 @@ def test_umap_itself_is_the_same_twice():
 
 
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf", "PNG"])
-def test_saving_replaces_whole_files_with_the_same_bytes(adata, tmp_path, ending):
+def test_save_replaces_the_file_and_is_reproducible(adata, tmp_path, ending):
     path = tmp_path / f"figure.{ending}"
     path.write_bytes(b"old")
     contents = []
@@ -416,7 +632,7 @@ def test_saving_replaces_whole_files_with_the_same_bytes(adata, tmp_path, ending
     assert os.listdir(tmp_path) == [path.name]
 
 
-def test_a_failed_save_leaves_the_old_file_and_nothing_else(adata, tmp_path, monkeypatch):
+def test_failed_save_keeps_the_old_file_and_removes_the_partial_one(adata, tmp_path, monkeypatch):
     path = tmp_path / "figure.png"
     path.write_bytes(b"old")
     figure = plot.domains(adata)
@@ -432,7 +648,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(adata, tmp_path, mon
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["figure.png"]
 
 
-def test_names_that_cannot_be_saved_to(adata, tmp_path):
+def test_save_refuses_unknown_formats_and_missing_folders(adata, tmp_path):
     figure = plot.domains(adata)
     with pytest.raises(InputError, match=r"\.png, \.svg or \.pdf"):
         plot.save(figure, tmp_path / "figure.jpeg")
@@ -440,14 +656,19 @@ def test_names_that_cannot_be_saved_to(adata, tmp_path):
         plot.save(figure, tmp_path / "nowhere" / "figure.png")
 
 
-def test_notebooks_can_show_it(adata):
+def test_notebook_representation(adata):
     assert plot.domains(adata)._repr_png_().startswith(b"\x89PNG")
 
 
-# ------------------------------------------------------------------------------------------------ manners
+# --------------------------------------------------------------------------------- imports and side effects
 
 
-def test_matplotlib_comes_late_and_pyplot_never():
+def test_namespace_has_only_public_names():
+    modules = {path.stem for path in Path(plot.__file__).parent.glob("*.py")} - {"__init__"}
+    assert {name for name in dir(plot) if not name.startswith("__")} == set(plot.__all__) | modules
+
+
+def test_matplotlib_is_imported_lazily_and_pyplot_never():
     program = textwrap.dedent("""
         import sys
         import numpy as np
@@ -461,7 +682,7 @@ def test_matplotlib_comes_late_and_pyplot_never():
     subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "MPLBACKEND": "qtagg"})
 
 
-def test_the_callers_settings_are_untouched(adata, tmp_path):
+def test_rcparams_are_unchanged(adata, tmp_path):
     before = dict(matplotlib.rcParams)
     plot.save(plot.domains(adata), tmp_path / "figure.svg", dpi=40)
     assert dict(matplotlib.rcParams) == before
@@ -475,13 +696,13 @@ def test_the_callers_settings_are_untouched(adata, tmp_path):
         ("umap", "umap", lambda a: plot.umap(np.eye(30), np.arange(30))),
     ],
 )
-def test_a_missing_extra_is_named(adata, monkeypatch, missing, extra, draw):
+def test_missing_extra(adata, monkeypatch, missing, extra, draw):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(MissingExtraError, match=rf'pip install "amilst-lite\[{extra}\]"'):
         draw(adata)
 
 
-def test_the_section_is_left_as_it_was(over_image):
+def test_adata_is_unchanged(over_image):
     before = over_image.copy()
     plot.domains(
         over_image, refined="amilst_domain_refined", annotation="layer", confidence="amilst_confidence"
@@ -493,7 +714,7 @@ def test_the_section_is_left_as_it_was(over_image):
     np.testing.assert_array_equal(over_image.obsm["spatial"], before.obsm["spatial"])
 
 
-def test_what_is_not_there_is_named(adata):
+def test_missing_keys(adata):
     with pytest.raises(MissingKeyError, match="amilst_domain_refined"):
         plot.domains(adata, "leiden")
     with pytest.raises(MissingKeyError, match="spatial"):
@@ -506,15 +727,15 @@ def test_what_is_not_there_is_named(adata):
 @pytest.mark.parametrize(
     ("coordinates", "options", "match"),
     [
-        (np.zeros((3, 1)), {}, "n × 2"),
-        (np.zeros((0, 2)), {}, "n × 2"),
-        (np.full((3, 2), np.nan), {}, "finite"),
+        (np.zeros((3, 1)), {}, "2 or 3 columns"),
+        (np.zeros((0, 2)), {}, "2 or 3 columns"),
+        (np.full((3, 2), np.nan), {}, "infinite"),
         (np.zeros((4, 2)), {}, "labels"),
         (np.zeros((3, 2)), {"refined": [1]}, "refined"),
         (np.zeros((3, 2)), {"annotation": [1]}, "annotation"),
         (np.zeros((3, 2)), {"confidence": [1]}, "confidence"),
     ],
 )
-def test_arrays_that_do_not_fit_are_refused(coordinates, options, match):
+def test_invalid_arrays(coordinates, options, match):
     with pytest.raises(InputError, match=match):
         plot.draw_domains(coordinates, [0, 1, 1], **options)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
 from amilst_lite.errors import InputError
-from amilst_lite.refine import majority_vote
 from amilst_lite.simulate import simulate_tissue
+from amilst_lite.spatial.refine import majority_vote
 
 
 def _slowly(labels, neighbor_lists):
@@ -33,7 +33,7 @@ def _nearest_lists(coordinates, k):
 
 
 @pytest.mark.parametrize("n_neighbors", [1, 4, 6, 11])
-def test_against_the_rule_spelled_out(n_neighbors):
+def test_equals_a_loop_over_spots(n_neighbors):
     rng = np.random.default_rng(n_neighbors)
     coordinates = rng.uniform(size=(250, 2))
     labels = np.where(rng.random(250) < 0.7, (4 * coordinates[:, 0]).astype(int), rng.integers(0, 9, 250))
@@ -45,7 +45,7 @@ def test_against_the_rule_spelled_out(n_neighbors):
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_any_graph_against_the_rule(data):
+def test_any_graph_equals_a_loop_over_spots(data):
     n = data.draw(st.integers(2, 14))
     labels = data.draw(st.lists(st.sampled_from("abcd"), min_size=n, max_size=n))
     cells = st.lists(st.booleans(), min_size=n * n, max_size=n * n)
@@ -75,7 +75,7 @@ def test_every_sparse_form_of_a_graph_is_the_same_graph():
         np.testing.assert_array_equal(majority_vote(labels, graph), expected)
 
 
-def test_a_spot_astray_comes_home_and_a_tie_stays():
+def test_an_isolated_spot_changes_and_a_tie_does_not():
     line = np.arange(8, dtype=float)[:, None] * [1, 0]
     np.testing.assert_array_equal(majority_vote(list("aaabaabb"), line, 2), list("aaaaaabb"))
     # two against two: the middle spots of a border keep their own
@@ -122,7 +122,7 @@ def test_sections_do_not_vote_in_each_other():
     np.testing.assert_array_equal(both, np.r_[apart[0], apart[1]][order])
 
 
-def test_tiny_sections_and_doubles():
+def test_small_sections_and_duplicate_positions():
     np.testing.assert_array_equal(majority_vote(["a"], np.zeros((1, 2))), ["a"])
     np.testing.assert_array_equal(majority_vote([0, 1], np.zeros((2, 2)), sample=[0, 1]), [0, 1])
     heap = np.zeros((20, 2))  # all at one place: still no spot votes twice for itself
@@ -130,7 +130,7 @@ def test_tiny_sections_and_doubles():
     np.testing.assert_array_equal(majority_vote(labels, heap, 6), labels)  # 0 would have vanished
 
 
-def test_on_layered_tissue_it_helps_and_twice_is_the_same_to_the_bit():
+def test_layered_tissue_improves_and_results_repeat_to_the_bit():
     tissue = simulate_tissue(1500, 40, 5, seed=3)
     rng = np.random.default_rng(3)
     noisy = np.where(rng.random(1500) < 0.15, rng.integers(0, 5, 1500), tissue.domains)
@@ -148,10 +148,10 @@ def test_on_layered_tissue_it_helps_and_twice_is_the_same_to_the_bit():
         ([0, 1, 1], np.full((3, 2), np.inf), {}, "finite"),
         ([0, 1, 1], np.zeros((3, 2)), {"n_neighbors": 0}, "n_neighbors"),
         ([0, 1, 1], np.zeros((3, 2)), {"sample": [0, 1]}, "sample"),
-        ([0, 1, 1], sp.eye(4, format="csr"), {}, "3×3"),
+        ([0, 1, 1], sp.eye(4, format="csr"), {}, "3 × 3"),
         ([0, 1, 1], sp.eye(3, format="csr"), {"sample": [0, 0, 1]}, "sample"),
     ],
 )
-def test_what_cannot_be_refined_is_refused(labels, neighbors, options, match):
+def test_invalid_input_is_refused(labels, neighbors, options, match):
     with pytest.raises(InputError, match=match):
         majority_vote(labels, neighbors, **options)

@@ -1,5 +1,6 @@
-"""Device, generators, versions, memory."""
+"""Devices, random numbers, threads, versions and memory."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ def test_auto_and_cpu():
     assert runtime.resolve_device(torch.device("cpu")) == torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["gpu", "", "cpu:x", "meta", None])
+@pytest.mark.parametrize("name", ["gpu", "", "cpu:x", "meta", "mps", None])
 def test_unknown_devices(name):
     with pytest.raises(InputError, match="device must be auto, cpu, cuda"):
         runtime.resolve_device(name)
@@ -22,9 +23,6 @@ def test_unknown_devices(name):
 def test_absent_devices():
     with pytest.raises(InputError, match="CUDA device"):
         runtime.resolve_device("cuda:99")
-    if not torch.backends.mps.is_available():
-        with pytest.raises(InputError, match="mps"):
-            runtime.resolve_device("mps")
 
 
 def test_generators_are_their_own():
@@ -74,3 +72,51 @@ def test_small_work_gets_one_thread_and_the_number_comes_back():
     assert torch.get_num_threads() == before
     with runtime.threads_for(10**9):
         assert torch.get_num_threads() == before
+
+
+def test_stages_have_different_seeds():
+    seeds = [runtime.stage_seed(0, stage) for stage in ("filter", "train", "cluster", "prepare")]
+    assert len(set(seeds)) == 4
+    assert runtime.stage_seed(0, "train") == seeds[1]
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 - 1, np.int64(5), np.uint32(7)])
+def test_valid_seeds(seed):
+    assert runtime.check_seed(seed) == int(seed) and type(runtime.check_seed(seed)) is int
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**70, 1.0, "0", None, True])
+def test_invalid_seeds(seed):
+    with pytest.raises(InputError, match=r"seed \(--seed\) must be an integer >= 0 and < 2\*\*32"):
+        runtime.check_seed(seed)
+
+
+def test_standard_math_undoes_and_restores_what_the_caller_set():
+    dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    torch.set_default_dtype(torch.float64)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.inference_mode(), torch.autocast("cpu"), runtime.standard_math():
+            assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+            assert not torch.is_autocast_enabled("cpu")
+            assert torch.empty(0).dtype == torch.float32
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_default_dtype() == torch.float64
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_float32_matmul_precision(precision)
+
+
+def test_standard_math_restores_the_precision_of_each_backend():
+    matmul = torch.backends.cuda.matmul
+    if not hasattr(matmul, "fp32_precision"):
+        pytest.skip("this version of torch has one precision for all backends")
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
+    try:
+        with runtime.standard_math():
+            assert matmul.fp32_precision == "ieee"
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        matmul.fp32_precision = before

@@ -33,7 +33,7 @@ def test_table_and_runners_up():
     assert selection.table["stability"].between(-0.1, 1.0 + 1e-9).all()
 
 
-def test_of_equally_stable_divisions_the_finest():
+def test_finest_of_equally_stable_divisions():
     groups = np.repeat([[0.0] * 6, [80.0] + [0.0] * 5], 200, axis=0)
     selection = select_n_domains((blobs(3) + groups).astype(np.float32), range(2, 9), CONFIG)
     stability = selection.table.set_index("n_domains")["stability"]
@@ -46,7 +46,7 @@ def test_same_seed_same_table():
     assert first.equals(second)
 
 
-def test_candidates_beyond_a_tenth_of_the_spots_are_left_out():
+def test_candidates_above_a_tenth_of_the_spots_are_skipped():
     assert list(select_n_domains(blobs(3, n=45), range(2, 20), CONFIG).table["n_domains"]) == [2, 3, 4]
 
 
@@ -60,6 +60,6 @@ def test_candidates_beyond_a_tenth_of_the_spots_are_left_out():
         {"embedding": blobs(3, n=12)},
     ],
 )
-def test_wrong_options(options):
-    with pytest.raises(InputError, match="expected"):
+def test_invalid_options(options):
+    with pytest.raises(InputError, match="Expected"):
         select_n_domains(**{"embedding": blobs(3), "candidates": (2, 3), "config": CONFIG, **options})

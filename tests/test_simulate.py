@@ -1,3 +1,5 @@
+"""Simulated tissue: statistics, determinism and validation of the parameters."""
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -16,7 +18,7 @@ def tissue():
 
 
 def _row_average(coordinates, n_neighbors):
-    """Averages over each spot and its neighbours, row-stochastic."""
+    """Row-stochastic matrix that averages over each spot and its neighbors."""
     n = len(coordinates)
     _, found = cKDTree(coordinates).query(coordinates, n_neighbors + 1)
     ones = np.ones(found.size)
@@ -37,7 +39,7 @@ def _mixture_ari(tissue, features):
     return adjusted_rand_score(tissue.domains, mixture.fit_predict(features))
 
 
-def test_the_parts_fit_together(tissue):
+def test_types_and_shapes(tissue):
     counts = tissue.counts
     assert sp.isspmatrix_csr(counts) and counts.dtype == np.float32 and counts.shape == (2000, 500)
     assert counts.has_canonical_format and counts.data.min() >= 1
@@ -53,7 +55,7 @@ def test_the_parts_fit_together(tissue):
 @pytest.mark.parametrize("layout", ["layers", "blobs"])
 @pytest.mark.parametrize("arrangement", ["hexagonal", "cells"])
 @pytest.mark.parametrize("n_nests", [0, 4])
-def test_every_kind_has_every_domain_and_size_asked_for(layout, arrangement, n_nests):
+def test_every_layout_has_the_requested_size_and_all_domains(layout, arrangement, n_nests):
     tissue = simulate_tissue(997, 61, 5, layout=layout, arrangement=arrangement, n_nests=n_nests, seed=3)
     assert tissue.counts.shape == (997, 61)
     assert set(tissue.domains) == set(range(5)) and len(tissue.domain_names) == 5
@@ -62,58 +64,57 @@ def test_every_kind_has_every_domain_and_size_asked_for(layout, arrangement, n_n
         assert set(np.unique(tissue.composition)) == {0, 1}
 
 
-def test_the_smallest_and_a_wide_one():
+def test_few_spots_and_many_genes():
     assert set(simulate_tissue(40, 10, 2, seed=1).domains) == {0, 1}
     wide = simulate_tissue(60, 30_000, 3, median_counts=2000)  # one chunk holds 66 rows of these
     assert wide.counts.shape == (60, 30_000)
     assert np.median(np.asarray(wide.counts.sum(axis=1))) == pytest.approx(2000, rel=0.2)
 
 
-def test_visium_grid_has_its_pitch(tissue):
+def test_visium_grid_has_a_pitch_of_100_micrometers(tissue):
     distance, _ = cKDTree(tissue.coordinates).query(tissue.coordinates, k=7)
     np.testing.assert_allclose(distance[:, 1], 100, atol=0.1)
-    # six neighbours at that distance all around, but at the rim
+    # six neighbors at that distance, except at the boundary
     assert np.mean(np.abs(distance[:, 6] - 100) < 0.1) > 0.85
     assert tissue.spot_diameter == 55
 
 
-def test_the_order_of_the_spots_tells_nothing_about_place(tissue):
+def test_spots_are_not_in_spatial_order(tissue):
     step = np.linalg.norm(np.diff(tissue.coordinates, axis=0), axis=1)
     assert np.median(step) > 1000  # µm, of a section 5000 wide
 
 
-def test_same_seed_same_bits_and_another_seed_another_section():
+def test_same_seed_gives_the_same_bits_and_another_seed_another_section():
     first, again, other = (simulate_tissue(500, 60, 4, seed=seed) for seed in (5, 5, 6))
-    for one, two in ((first, again),):
-        assert one.counts.data.tobytes() == two.counts.data.tobytes()
-        assert one.counts.indices.tobytes() == two.counts.indices.tobytes()
-        assert one.coordinates.tobytes() == two.coordinates.tobytes()
-        np.testing.assert_array_equal(one.domains, two.domains)
+    assert first.counts.data.tobytes() == again.counts.data.tobytes()
+    assert first.counts.indices.tobytes() == again.counts.indices.tobytes()
+    assert first.coordinates.tobytes() == again.coordinates.tobytes()
+    np.testing.assert_array_equal(first.domains, again.domains)
     assert first.counts.nnz != other.counts.nnz
     assert not np.array_equal(first.coordinates, other.coordinates)
 
 
-def test_the_callers_generator_is_untouched():
+def test_global_generator_is_not_used():
     np.random.seed(1)  # noqa: NPY002
     before = np.random.get_state()[1].copy()  # noqa: NPY002
     simulate_tissue(200, 40, 4)
     np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
 
 
-def test_chunks_are_invisible(monkeypatch):
-    """Rows at the border of two chunks: each spot's depth is kept, whatever the chunk."""
+def test_depth_does_not_depend_on_chunks(monkeypatch):
+    """Chunks of 7 rows and a single chunk have the same expected total counts."""
     monkeypatch.setattr("amilst_lite.simulate._CHUNK_ENTRIES", 60 * 7)
     small = simulate_tissue(500, 60, 4, dropout=0, dispersion=0, seed=2)
     monkeypatch.undo()
     large = simulate_tissue(500, 60, 4, dropout=0, dispersion=0, seed=2)
-    # other streams, but the same expectation: totals differ by Poisson noise alone
+    # different random streams with the same expectation: totals differ by Poisson noise only
     a, b = (np.asarray(t.counts.sum(axis=1)).ravel() for t in (small, large))
     z = (a - b) / np.sqrt(a + b)
     assert abs(z.mean()) < 0.2 and z.std() == pytest.approx(1, abs=0.15)
 
 
 def test_counts_are_negative_binomial():
-    """In one domain, of one cell type and equal depth, variance exceeds the mean by φ·mean²."""
+    """For one domain, one cell type and equal depth, the variance exceeds the mean by φ·mean²."""
     tissue = simulate_tissue(
         20_000, 40, 2, arrangement="cells", signal=0, dispersion=0.5, dropout=0, median_counts=400
     )
@@ -133,7 +134,7 @@ def test_counts_are_negative_binomial():
     assert abs(excess[1]) < 0.1
 
 
-def test_depth_spreads_and_follows_the_trend(tissue):
+def test_depth_varies_and_follows_the_trend(tissue):
     total = np.asarray(tissue.counts.sum(axis=1)).ravel()
     assert np.median(total) == pytest.approx(400, rel=0.15)
     assert 0.25 < np.log(total).std() < 0.7
@@ -143,10 +144,10 @@ def test_depth_spreads_and_follows_the_trend(tissue):
 def test_genes_span_orders_of_magnitude(tissue):
     mean = np.sort(np.asarray(tissue.counts.mean(axis=0)).ravel())
     assert mean[-1] / mean[25] > 100
-    assert mean[-50:].sum() > 0.4 * mean.sum()  # a tenth of the genes holds much of the counts
+    assert mean[-50:].sum() > 0.4 * mean.sum()  # a tenth of the genes has a large part of the counts
 
 
-def test_markers_are_raised_where_they_should_be(tissue):
+def test_markers_are_increased_in_their_domain(tissue):
     counts = tissue.counts.toarray()
     share = counts / counts.sum(axis=1, keepdims=True)
     for domain in range(7):
@@ -156,7 +157,7 @@ def test_markers_are_raised_where_they_should_be(tissue):
         assert np.median(ratio[own]) > 1.3 * np.median(ratio[~own])
 
 
-def test_dropout_removes_faint_counts_first():
+def test_dropout_removes_low_counts_first():
     full = simulate_tissue(1000, 100, 4, dropout=0)
     holed = simulate_tissue(1000, 100, 4, dropout=0.8)
     lost = 1 - holed.counts.getnnz(axis=0) / full.counts.getnnz(axis=0)
@@ -165,7 +166,7 @@ def test_dropout_removes_faint_counts_first():
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_expression_alone_is_not_enough_but_with_space_it_is(seed):
+def test_domains_need_expression_and_coordinates(seed):
     tissue = simulate_tissue(seed=seed)
     features = _components(tissue)
     assert 0.25 < _mixture_ari(tissue, features) < 0.65
@@ -173,37 +174,56 @@ def test_expression_alone_is_not_enough_but_with_space_it_is(seed):
     assert _mixture_ari(tissue, average @ (average @ features)) > 0.85
 
 
-def test_no_signal_no_domains():
+def test_no_signal_means_no_domains():
     tissue = simulate_tissue(1000, 200, 4, signal=0)
     assert not tissue.marker_genes.any()
     assert abs(_mixture_ari(tissue, _components(tissue))) < 0.1
 
 
 @pytest.mark.parametrize(
-    ("options", "named"),
+    ("options", "message"),
     [
         ({"layout": "rings"}, "layout"),
         ({"arrangement": "square"}, "arrangement"),
-        ({"n_domains": 1}, "n_domains"),
-        ({"n_spots": 139}, "n_spots"),
-        ({"n_genes": 34}, "n_genes"),
-        ({"n_nests": -1}, "n_nests"),
-        ({"n_nests": 2, "n_domains": 2}, "n_nests"),
-        ({"n_nests": 30}, "nests"),
-        ({"dispersion": -0.1}, "dispersion"),
-        ({"signal": float("nan")}, "signal"),
-        ({"dropout": 1.0}, "dropout"),
-        ({"median_counts": 0}, "median_counts"),
-        ({"seed": -1}, "seed"),
+        ({"n_domains": 1}, "n_domains must be an integer >= 2; found 1"),
+        ({"n_domains": 7.0}, "n_domains must be an integer >= 2; found 7.0"),
+        ({"n_spots": 139}, "7 domains need n_spots >= 140; found 139"),
+        ({"n_spots": "2000"}, "n_spots must be an integer >= 1; found '2000'"),
+        ({"n_spots": None}, "n_spots must be an integer"),
+        ({"n_genes": 34}, "7 domains need n_genes >= 35; found 34"),
+        ({"n_genes": 50.5}, "n_genes must be an integer"),
+        ({"n_nests": -1}, "n_nests must be an integer >= 0"),
+        ({"n_nests": True}, "n_nests must be an integer >= 0"),
+        ({"n_nests": 2, "n_domains": 2}, "n_nests > 0 needs n_domains >= 3"),
+        ({"n_nests": 30}, "30 nests and 7 domains need n_spots >= 2100"),
+        ({"dispersion": -0.1}, "dispersion must be a finite number >= 0"),
+        ({"dispersion": 10.1}, "dispersion must be <= 10"),
+        ({"signal": float("nan")}, "signal must be a finite number >= 0"),
+        ({"signal": "1"}, "signal must be a finite number"),
+        ({"dropout": 1.0}, "dropout must be < 1"),
+        ({"median_counts": 0}, "median_counts must be a finite number > 0"),
+        ({"median_counts": float("inf")}, "median_counts must be a finite number > 0"),
+        ({"seed": -1}, "seed .*must be an integer"),
+        ({"seed": 2**32}, "seed .*must be an integer"),
+        ({"seed": 1.0}, "seed .*must be an integer"),
+        ({"seed": None}, "seed .*must be an integer"),
     ],
 )
-def test_what_cannot_be_simulated_is_refused_by_name(options, named):
-    with pytest.raises(InputError, match=named):
+def test_invalid_parameters(options, message):
+    with pytest.raises(InputError, match=message):
         simulate_tissue(**options)
 
 
+def test_numpy_scalars_are_accepted():
+    sizes = {"n_spots": np.int64(100), "n_genes": np.int32(40), "n_domains": np.int64(3)}
+    numbers = {"signal": np.float32(1), "dropout": np.float64(0.1), "seed": np.int64(4)}
+    given = simulate_tissue(**sizes, **numbers)
+    expected = simulate_tissue(100, 40, 3, signal=1.0, dropout=0.1, seed=4)
+    assert (given.counts != expected.counts).nnz == 0
+
+
 @pytest.mark.slow
-def test_a_large_section_is_linear_in_time_and_never_dense():
+def test_time_is_linear_and_memory_sparse_for_a_large_section():
     import time
     import tracemalloc
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from amilst_lite.errors import InputError
-from amilst_lite.graph import SpatialGraph
 from amilst_lite.nn.sparse import SymmetricAdjacency, propagate
+from amilst_lite.spatial.graph import SpatialGraph
 
 WIDTHS = [1, 3, 8, 16, 17, 32, 100, 300]
 
@@ -103,7 +103,7 @@ def test_strides_do_not_matter(tissue, columns):
 
 
 @pytest.mark.parametrize("columns", [8, 32])
-def test_a_gradient_without_memory_of_its_own_is_fine(tissue, columns):
+def test_expanded_gradients_are_accepted(tissue, columns):
     # sum() sends back an expanded scalar, strides 0
     features = normal(2000, columns).requires_grad_()
     propagate(tissue, features).sum().backward()
@@ -121,7 +121,7 @@ def test_empty_matrices():
 
 @pytest.mark.parametrize("columns", [8, 32])
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_same_bits_every_run(tissue, columns, deterministic):
+def test_results_repeat_to_the_bit(tissue, columns, deterministic):
     def run():
         features = normal(2000, columns).requires_grad_()
         result = propagate(SymmetricAdjacency(tissue), features)
@@ -140,7 +140,7 @@ def test_same_bits_every_run(tissue, columns, deterministic):
 
 @pytest.mark.parametrize("columns", [8, 32])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_narrow_numbers_are_summed_wide(tissue, columns, dtype):
+def test_half_precision_is_summed_in_float32(tissue, columns, dtype):
     features = normal(2000, columns).to(dtype).requires_grad_()
     result = propagate(tissue, features)
     # Rounded once, at the end: exactly the float32 result in the narrow type.
@@ -172,7 +172,7 @@ def test_mixed_precisions(tissue):
         assert propagate(tissue, features.double()).dtype == torch.float64
 
 
-def test_no_gradient_is_recorded_where_none_is_wanted(tissue):
+def test_no_gradient_is_recorded_without_need(tissue):
     assert not propagate(tissue, normal(2000, 3)).requires_grad
     with torch.no_grad():
         assert not propagate(tissue, normal(2000, 3).requires_grad_()).requires_grad
@@ -180,7 +180,13 @@ def test_no_gradient_is_recorded_where_none_is_wanted(tissue):
 
 def test_wrapping_keeps_the_matrix(tissue):
     adjacency = SymmetricAdjacency(tissue)
-    assert adjacency.coo is tissue and adjacency.n_nodes == 2000 and adjacency.device == torch.device("cpu")
+    assert torch.equal(adjacency.coo.indices(), tissue.indices())
+    assert torch.equal(adjacency.coo.values(), tissue.values())
+    assert (
+        adjacency.to("cpu") is adjacency
+        and adjacency.n_nodes == 2000
+        and adjacency.device == torch.device("cpu")
+    )
     assert adjacency.to("cpu") is adjacency
     csr = tissue.to_sparse_csr()
     np.testing.assert_array_equal(adjacency.offsets, csr.crow_indices())
@@ -197,20 +203,20 @@ def test_symmetry_is_checked_on_request(tissue):
         SymmetricAdjacency(infinite).check_symmetric()
 
 
-def test_refuses_what_is_no_symmetric_coo_matrix(tissue):
+def test_refuses_invalid_matrices(tissue):
     twice = torch.sparse_coo_tensor([[0, 0], [1, 1]], [1.0, 2.0], (2, 2))
-    for matrix, said in [
+    for matrix, message in [
         (torch.eye(3), "sparse COO"),
         (torch.sparse_coo_tensor(torch.zeros((2, 0)).long(), [], (2, 3)), r"shape \(2, 3\)"),
         (twice, "not coalesced"),
         (tissue.to(torch.complex64), "float32 or float64"),
     ]:
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             SymmetricAdjacency(matrix)
 
 
 @pytest.mark.parametrize(
-    ("features", "said"),
+    ("features", "message"),
     [
         (torch.ones(5, 2), "2000 nodes"),
         (torch.ones(2000), "2000 nodes"),
@@ -218,8 +224,8 @@ def test_refuses_what_is_no_symmetric_coo_matrix(tissue):
         (torch.ones(2000, 2, device="meta"), "are on meta"),
     ],
 )
-def test_refuses_features_that_do_not_fit(tissue, features, said):
-    with pytest.raises(InputError, match=said):
+def test_refuses_invalid_features(tissue, features, message):
+    with pytest.raises(InputError, match=message):
         propagate(tissue, features)
 
 

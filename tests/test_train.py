@@ -1,4 +1,4 @@
-"""The training loop: losses fall, players play, bits repeat, failures are named."""
+"""Training: losses decrease, adversaries are trained, bits repeat, divergence is reported."""
 
 import dataclasses
 import math
@@ -9,15 +9,20 @@ import torch
 
 from amilst_lite.config import PRESETS, NetworkConfig, TrainConfig
 from amilst_lite.errors import TrainingDivergedError
-from amilst_lite.graph import SpatialGraph
-from amilst_lite.train import Trainer, train
+from amilst_lite.nn.model import (
+    BilinearDiscriminator,
+    Generator,
+    PairDiscriminator,
+    PriorDiscriminator,
+)
+from amilst_lite.spatial.graph import SpatialGraph
+from amilst_lite.train import TRAINERS, PublishedTrainer, Trainer, default_n_networks
 
 N, C = 150, 10
-SMALL = NetworkConfig(feature_widths=(16, 6), graph_hidden=8, graph_latent=4, n_centers=3)
+SMALL = NetworkConfig(feature_widths=(16, 6), graph_hidden=8, graph_latent=4)
 PUBLISHED = NetworkConfig(
-    feature_widths=(16, 6), graph_hidden=8, graph_latent=4, n_centers=3,
-    dropout=0.2, decoder="dense", discriminator="published",
-)  # fmt: skip
+    feature_widths=(16, 6), graph_hidden=8, graph_latent=4, dropout=0.2, decoder="block"
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,45 +39,38 @@ def section():
 
 
 def short(**changes):
-    return TrainConfig(**{"epochs": 8, "members": 2, **changes})
+    return TrainConfig(**{"epochs": 8, "n_networks": 2, **changes})
 
 
 def published(**changes):
-    config = PRESETS["published"].train
-    return TrainConfig(
-        **{
-            name: getattr(config, name)
-            for name in (
-                "corruption",
-                "link_loss",
-                "weight_decay",
-                "reconstruction_weight",
-                "mutual_information_weight",
-            )
-        },
-        **{"epochs": 4, "adversarial_epochs": 4, "members": 1, **changes},
-    )
+    return dataclasses.replace(PRESETS["published"].train, **{"epochs": 4, **changes})
+
+
+def train(features, graph, config, network_config=SMALL, seed=0, callback=None):
+    """Features and results in the graph's order."""
+    make = TRAINERS[config.recipe]
+    return make(features, graph, network_config=network_config, config=config, seed=seed).run(callback)
 
 
 @pytest.mark.parametrize(
     ("network", "config"),
     [
         (SMALL, short()),
-        (SMALL, short(members=1, corrupt_per="spot", link_loss="masked")),
+        (SMALL, short(n_networks=1, corruption=0.0)),
         (PUBLISHED, published()),
     ],
 )
 def test_same_seed_same_bits_and_global_generators_untouched(section, network, config):
     features, graph = section
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    runs = [train(features, graph, network_config=network, config=config, seed=3) for _ in range(2)]
+    runs = [train(features, graph, config, network, seed=3) for _ in range(2)]
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
     assert torch.equal(runs[0].latent, runs[1].latent)
     assert torch.equal(runs[0].reconstruction, runs[1].reconstruction)
     for name, series in runs[0].history.items():
         np.testing.assert_array_equal(series, runs[1].history[name])
-    other = train(features, graph, network_config=network, config=config, seed=4)
+    other = train(features, graph, config, network, seed=4)
     assert not torch.equal(runs[0].latent, other.latent)
 
 
@@ -80,78 +78,73 @@ def test_shapes_and_history(section):
     features, graph = section
     seen = []
     result = train(
-        features, graph, network_config=SMALL, config=short(record_every=3),
-        callback=lambda epoch, n, losses: seen.append((epoch, n, losses)),
-    )  # fmt: skip
+        features, graph, short(epochs=13), callback=lambda epoch, n, losses: seen.append((epoch, n, losses))
+    )
     assert result.f.shape == (N, 2, 6) and result.g.shape == (N, 2, 4) and result.latent.shape == (N, 2, 10)
     assert result.reconstruction.shape == (N, C)
     assert not result.network.training
-    assert [epoch for epoch, _, _ in seen] == list(range(1, 9))
-    assert {n for _, n, _ in seen} == {8}
+    assert [epoch for epoch, _, _ in seen] == list(range(1, 14))
+    assert {n for _, n, _ in seen} == {13}
     assert set(result.history) == {
         "epoch", "reconstruction", "links", "kl", "mutual_information", "network", "discriminator", "generator",
     }  # fmt: skip
-    assert all(len(series) == 8 for series in result.history.values())
+    assert all(len(series) == 13 for series in result.history.values())
     assert seen[-1][2]["network"] == result.history["network"][-1]
 
 
 def test_training_learns(section):
     features, graph = section
-    history = train(features, graph, network_config=SMALL, config=short(epochs=120)).history
+    history = train(features, graph, short(epochs=120), SMALL).history
     assert history["reconstruction"][-1] < 0.6 * history["reconstruction"][0]
     assert history["links"][-1] < history["links"][0]
     assert history["mutual_information"][-1] > history["mutual_information"][0]
 
 
-def test_mutual_information_needs_no_players_at_weight_zero(section):
+def test_no_adversaries_are_trained_at_weight_zero(section):
     features, graph = section
-    history = train(
-        features, graph, network_config=SMALL, config=short(mutual_information_weight=0.0)
-    ).history
+    history = train(features, graph, short(mutual_information_weight=0.0)).history
     assert "discriminator" not in history
 
 
-def test_ideas_can_be_left_out(section):
+def test_adversary_and_graph_encoder_can_be_left_out(section):
     features, graph = section
-    history = train(features, graph, network_config=SMALL, config=short(adversary=False)).history
+    history = train(features, graph, short(adversary=False), SMALL).history
     assert "discriminator" in history and "generator" not in history
     bare = dataclasses.replace(SMALL, graph_latent=0)
-    result = train(features, graph, network_config=bare, config=short())
+    result = train(features, graph, short(), bare)
     assert result.g.shape == (N, 2, 0) and torch.isfinite(result.reconstruction).all()
 
 
 def test_published_second_phase_adds_its_terms(section):
     features, graph = section
-    history = train(features, graph, network_config=PUBLISHED, config=published()).history
+    history = train(features, graph, published(), PUBLISHED).history
     for name in ("clustering", "adversarial", "prior", "discriminator", "generator"):
         assert all(math.isnan(value) for value in history[name][:4])
         assert all(math.isfinite(value) for value in history[name][4:])
     assert history["epoch"] == list(range(1, 9))
 
 
-def test_results_come_back_in_the_order_given(section):
-    """Renaming the spots changes nothing but the order of the rows."""
-    features, graph = section
-    config = short(members=1, corruption=0.0, epochs=3)
-    shuffled = np.random.default_rng(1).permutation(N)
-    coordinates = np.random.default_rng(0).random((N, 2))  # those of the fixture
-    result = train(features, graph, network_config=SMALL, config=config)
-    moved = train(
-        features[shuffled],
-        SpatialGraph.from_coordinates(coordinates[shuffled], n_neighbors=6),
-        network_config=SMALL,
-        config=config,
-    )
-    torch.testing.assert_close(moved.latent, result.latent[shuffled], rtol=1e-3, atol=1e-4)
+def test_results_follow_the_order_of_the_graph():
+    """Reordering, rotating and mirroring the spots changes nothing but the order of the rows."""
+    rng = np.random.default_rng(0)
+    coordinates = rng.random((N, 2)) * [1.0, 0.7]
+    features = torch.from_numpy(rng.normal(0, 1, (N, C)).astype(np.float32))
+    shuffled = rng.permutation(N)
+    turned = coordinates[shuffled] @ [[0.8, 0.6], [0.6, -0.8]]
+    latents = []
+    for points, rows in ((coordinates, features), (turned, features[shuffled])):
+        graph = SpatialGraph.from_coordinates(points, n_neighbors=6)
+        latents.append(train(rows[graph.order], graph, short(epochs=3)).latent[graph.rank])
+    torch.testing.assert_close(latents[1], latents[0][shuffled], rtol=1e-3, atol=1e-4)
 
 
-def test_each_player_moves_only_itself(section):
+def test_adversarial_steps_leave_the_network_unchanged(section):
     features, graph = section
     trainer = Trainer(features, graph, network_config=SMALL, config=short())
     output = trainer._forward(trainer.batches[0])
     before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
     generator = [p.clone() for p in trainer.generator.parameters()]
-    trainer._player_steps(output.f.detach(), output.g.detach())
+    trainer._adversarial_steps(output.f.detach(), output.g.detach())
     for name, value in trainer.network.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert any(not torch.equal(p, q) for p, q in zip(trainer.generator.parameters(), generator, strict=True))
@@ -168,7 +161,7 @@ def test_evaluation_uses_the_statistics_of_the_whole_section(section):
 
 @pytest.mark.parametrize("decoder", ["linear", "graph"])
 def test_a_tile_gives_what_the_whole_graph_gives(section, decoder):
-    """Embedding, reconstruction and the statistics of normalisation, in evaluation."""
+    """Embedding, reconstruction and the statistics of normalization, in evaluation."""
     features, graph = section
     network = dataclasses.replace(SMALL, decoder=decoder)
     tiled = Trainer(features, graph, network_config=network, config=short(batch_size=40))
@@ -191,7 +184,7 @@ def test_a_tile_gives_what_the_whole_graph_gives(section, decoder):
 )
 def test_training_in_tiles(section, network, config):
     features, graph = section
-    result, again = (train(features, graph, network_config=network, config=config) for _ in range(2))
+    result, again = (train(features, graph, config, network) for _ in range(2))
     assert torch.equal(result.latent, again.latent)
     assert result.latent.shape[0] == N and torch.isfinite(result.latent).all()
     assert len(result.history["epoch"]) == 8
@@ -212,10 +205,44 @@ def test_divergence_names_term_and_epoch(section):
         train(spoiled, graph, network_config=SMALL, config=short())
 
 
-def test_spots_without_neighbours_are_trained_too():
+def test_spots_without_neighbors_are_trained_too():
     coordinates = np.r_[np.random.default_rng(0).random((30, 2)), [[9.0, 9.0]]]
-    with pytest.warns(UserWarning, match="neighbour"):
+    with pytest.warns(UserWarning, match="neighbor"):
         graph = SpatialGraph.from_coordinates(coordinates, radius=0.3)
     features = torch.randn(31, 4, generator=torch.Generator().manual_seed(0))
-    result = train(features, graph, network_config=SMALL, config=short(epochs=2))
+    result = train(features, graph, short(epochs=2), SMALL)
     assert torch.isfinite(result.latent).all()
+
+
+def test_recipes_build_what_they_name(section):
+    features, graph = section
+    default = TRAINERS["default"](features, graph, config=short())
+    assert type(default) is Trainer
+    assert type(default.discriminator) is BilinearDiscriminator and type(default.generator) is Generator
+    assert set(default.optimizers) == {"network", "discriminator", "generator"}
+    assert default.optimizers["network"].param_groups[0]["weight_decay"] == 1e-4
+
+    other = TRAINERS["published"](features, graph, config=published())
+    assert type(other) is PublishedTrainer
+    assert type(other.discriminator) is PairDiscriminator and type(other.prior) is PriorDiscriminator
+    assert set(other.optimizers) == {"network", "discriminator", "prior", "generator"}
+    assert other.optimizers["network"].param_groups[0]["weight_decay"] == 0.01
+    trained = other.optimizers["network"].param_groups[0]["params"]
+    assert any(parameter is other.centers for parameter in trained)
+
+
+def test_number_of_networks_follows_from_the_number_of_spots():
+    assert [default_n_networks(n) for n in (100, 2500, 5000, 20_000, 10**7)] == [8, 8, 4, 1, 1]
+    features = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
+    graph = SpatialGraph.from_coordinates(np.random.default_rng(0).random((30, 2)), n_neighbors=4)
+    assert Trainer(features, graph, config=short(n_networks=None)).n_networks == 8
+    assert Trainer(features, graph, config=short(n_networks=3)).n_networks == 3
+
+
+def test_losses_are_read_once_per_ten_epochs(section, monkeypatch):
+    features, graph = section
+    reads = []
+    original = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: reads.append(len(self)) or original(self))
+    result = train(features, graph, short(epochs=25))
+    assert len(reads) == 3 and sum(reads) == 25 * (len(result.history) - 1)

@@ -1,4 +1,4 @@
-"""Clustering in torch: k-means and Gaussian mixtures."""
+"""Clustering: k-means, Gaussian mixtures and Leiden, and the number of domains."""
 
 from .kmeans import KMeans
 from .mixture import GaussianMixture

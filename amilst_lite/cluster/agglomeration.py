@@ -1,13 +1,15 @@
-"""Model-based agglomeration: the deterministic start from which mclust's EM begins.
+"""Model-based agglomeration: the deterministic start of EM in mclust.
 
-Every row starts as a cluster of its own; at each step the two clusters are merged whose union raises
+At first every row is a cluster of its own; each step merges the two clusters whose union increases
 
     sum over clusters of  n · log( det(W / n) + (tr W + a) / n )
 
-least, with n the cluster's size, W its scatter about its mean, and a = tr(W of all rows) / (rows · columns)
+least, with n the size of a cluster, W its scatter about its mean, and a = tr(W of all rows) / (rows · columns)
 (Fraley 1998, with the trace term of Banfield and Raftery 1993 that keeps the criterion finite for
-clusters of too few rows). The columns are those of Scrucca and Raftery 2015: standardised, rotated to
-their principal axes, and divided by the square roots of the singular values, half way to whitened.
+clusters of too few rows). The columns are those of Scrucca and Raftery 2015: standardized, rotated to
+their principal axes, and divided by the square roots of the singular values, that is half whitened.
+
+The costs of all pairs are an n × n array, for at most 2,000 rows.
 """
 
 from __future__ import annotations
@@ -15,33 +17,39 @@ from __future__ import annotations
 import numpy as np
 
 MAX_ROWS = 2000
-"""Most rows that are agglomerated: costs are kept for all pairs. mclust, too, takes a sample above this."""
+"""Most rows that are agglomerated, because of the costs of all pairs. mclust, too, samples above this."""
 MAX_COLUMNS = 32
-"""Principal axes used at most: each cluster carries a scatter matrix of this side."""
+"""Most principal axes: each cluster has a scatter matrix of this side."""
 
 
 def agglomerate(X: np.ndarray, n_clusters: int) -> np.ndarray:
     """Labels 0..n_clusters-1 of the rows of ``X`` (m, d), m at most `MAX_ROWS`; (m,), int64."""
-    tree = _Clusters(half_whitened(X))
+    rotated, variances = principal_axes(X)
+    half_whitened = rotated / (len(X) * variances) ** 0.25
+    tree = _Clusters(half_whitened[:, :MAX_COLUMNS])
     while tree.n > n_clusters:
         tree.merge_cheapest()
     return np.unique(tree.labels, return_inverse=True)[1].astype(np.int64)
 
 
-def half_whitened(X: np.ndarray) -> np.ndarray:
-    """Principal axes of the standardised columns, over the square roots of their singular values: (m, d')."""
-    centred = X - X.mean(0)
-    deviation = centred.std(0)
-    alive = deviation > 1e-12 * np.abs(X).max(0)
-    if not alive.any():
-        return centred[:, :1]
-    left, singular, _ = np.linalg.svd(centred[:, alive] / deviation[alive], full_matrices=False)
-    kept = singular > 1e-8 * singular[0]
-    return (left[:, kept] * np.sqrt(singular[kept]))[:, :MAX_COLUMNS]
+def principal_axes(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows on the principal axes of their standardized columns (n, d'), and the axes' variances (d',), descending.
+
+    Axes without variance are omitted; of constant data, one column of zeros is returned.
+    """
+    centered = X - X.mean(0)
+    deviation = centered.std(0)
+    varying = deviation > 1e-12 * np.abs(X).max(0)
+    if not varying.any():
+        return np.zeros((len(X), 1)), np.ones(1)
+    standard = centered[:, varying] / deviation[varying]
+    values, vectors = np.linalg.eigh(standard.T @ standard / len(X))
+    kept = np.flatnonzero(values > 1e-8 * values[-1])[::-1]
+    return standard @ vectors[:, kept], values[kept]
 
 
 class _Clusters:
-    """The current clusters, kept in the first ``n`` places of every array, and the costs of their unions."""
+    """The current clusters, in the first ``n`` places of each array, and the costs of their unions."""
 
     def __init__(self, Z: np.ndarray):
         m, d = Z.shape
@@ -60,23 +68,23 @@ class _Clusters:
         self.lowest = self.cost[np.arange(m), self.nearest]
 
     def _pair_costs(self, Z: np.ndarray) -> np.ndarray:
-        """Costs of uniting single rows, which have no determinant: (m, m), the diagonal infinite."""
+        """Costs of merging single rows, whose determinant is zero: (m, m), the diagonal infinite."""
         distances = np.maximum(self.square[:, None] + self.square - 2 * Z @ Z.T, 0)
         cost = 2 * np.log((0.5 * distances + self.floor) / 2) - 2 * self.term[0]
-        if self.d == 1:  # two rows do have one when there is a single column
+        if self.d == 1:  # with a single column, that of two rows is not zero
             cost = 2 * np.log(0.25 * distances + (0.5 * distances + self.floor) / 2) - 2 * self.term[0]
         np.fill_diagonal(cost, np.inf)
         return cost
 
     def _union_terms(self, i: int) -> np.ndarray:
-        """Contribution to the criterion of cluster ``i`` united with each cluster; entry i means nothing."""
+        """Contribution to the criterion of cluster ``i`` merged with each cluster; entry i is undefined."""
         n, mean = self.n, self.mean
         size = self.size[i] + self.size[:n]
         share = self.size[i] * self.size[:n] / size
         distances = self.square[:n] + self.square[i] - 2 * np.einsum("ij,j->i", mean[:n], mean[i])
         trace = self.trace[i] + self.trace[:n] + share * np.maximum(distances, 0)
         inner = np.log((trace + self.floor) / size)
-        # a scatter of no more rows than columns is singular: its determinant is zero
+        # the scatter of no more rows than columns is singular: its determinant is zero
         large = np.flatnonzero(size > self.d)
         if len(large):
             step = mean[large] - mean[i]
@@ -87,7 +95,7 @@ class _Clusters:
         return size * inner
 
     def merge_cheapest(self) -> None:
-        """Unite the two clusters whose union costs least; of equals, the first."""
+        """Merge the two clusters whose union costs least; the first of equals."""
         i = int(self.lowest[: self.n].argmin())
         j = int(self.nearest[i])
         i, j = min(i, j), max(i, j)
@@ -106,7 +114,7 @@ class _Clusters:
         self._update_costs(i, stale)
 
     def _close_gap(self, j: int, stale: np.ndarray) -> np.ndarray:
-        """Move the last cluster to place ``j``, now free."""
+        """Move the last cluster to the free place ``j``."""
         last = self.n - 1
         self.n = last
         for array in (self.size, self.mean, self.square, self.scatter, self.trace, self.term):

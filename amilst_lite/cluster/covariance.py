@@ -4,36 +4,37 @@ For every model the log density of component k is linear in a fixed vector of fe
 
     log w_k + log N(x | m_k, S_k) = eta_k · phi(x) + h(x),      phi(x) = [1, x, products of x]
 
-so the E-step of all restarts and components is one matrix product ``eta @ phi(X).T`` and the M-step
+so that the E-step of all restarts and components is one matrix product ``eta @ phi(X).T`` and the M-step
 another, ``responsibilities @ phi(X)``. Models whose components share a covariance need no products in
-phi: their quadratic term h(x) is common to the components and sums to a trace that is known beforehand.
+phi: their quadratic term h(x) is common to the components, and its sum over the rows is a trace that is
+computed once.
 
 =================  ======  ================================  =========================
 scikit-learn name  mclust  covariance of component k         phi(x) after 1 and x
 =================  ======  ================================  =========================
 tied_spherical     EII     one variance                      –
-spherical          VII     one variance for each component   the squared norm
+spherical          VII     one variance per component        the squared norm
 tied_diag          EEI     one diagonal                      –
-diag               VVI     one diagonal for each component   the squares
+diag               VVI     one diagonal per component        the squares
 tied               EEE     one matrix                        –
-full               VVV     one matrix for each component     products i <= j
+full               VVV     one matrix per component          products i <= j
 =================  ======  ================================  =========================
 
 Sources: Banfield and Raftery 1993; Celeux and Govaert 1995 (the models); Dempster et al. 1977 (EM).
-Shapes: R restarts, K components, n rows, d columns, F features. Parameters are few: they are computed in
-float64 on the CPU, whatever device the rows are on.
+Shapes: R restarts, K components, n rows, d columns, F features. Parameters are small: they are computed in
+float64 on the CPU, also when the rows are on a GPU.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
 
 from ..errors import InputError
+from .features import TIED, pairs, unpacked
 
 MCLUST_NAMES = {
     "EII": "tied_spherical",
@@ -43,18 +44,13 @@ MCLUST_NAMES = {
     "EEE": "tied",
     "VVV": "full",
 }
-TIED = ("tied_spherical", "tied_diag", "tied")
 
 _DEAD_VARIANCE = 1e-8
-"""Directions of the standardised columns with less variance than this are lost in float32 anyway."""
-
-
-_STRIP = 8
-"""Columns whose products with the others are made at a time."""
+"""Directions of the standardized columns with less variance than this are below the precision of float32."""
 
 
 def canonical_model(name: str) -> str:
-    """scikit-learn's name for a model given by that or by mclust's; `InputError` if there is none."""
+    """scikit-learn's name of a model given by either name; `InputError` if it is unknown."""
     model = MCLUST_NAMES.get(name, name) if isinstance(name, str) else name
     if model not in MCLUST_NAMES.values():
         known = ", ".join(f"{theirs!r} ({ours})" for ours, theirs in MCLUST_NAMES.items())
@@ -99,22 +95,22 @@ class Parameters:
 
 @dataclass
 class WorkingScale:
-    """The affine map under which the whole data have unit variance in the model's own sense.
+    """The affine map that gives the whole data unit variance, in the form of the model.
 
-    Full and tied mixtures are equivariant under every affine map, diagonal ones under scalings of the
-    columns, spherical ones under one common factor: the data are whitened, standardised or scaled by
-    just that. float32 then serves data of any unit, and a regularisation of 1e-6 means 1e-6 of the
-    data's own variance. Directions without variance are left out.
+    Full and tied mixtures are equivariant under affine maps, diagonal ones under scaling of the columns,
+    spherical ones under a common factor: the data are whitened, standardized or divided by a number
+    accordingly. float32 is then precise enough for data of any unit, and a regularization of 1e-6 is 1e-6
+    of the variance of the data. Directions without variance are omitted.
 
     Attributes
     ----------
     mean : ndarray of shape (d,)
     forward : ndarray of shape (d, d')
-        Maps centred rows to working ones; ``backward`` (d', d) maps them back.
+        Maps centered rows to the working scale; ``backward`` (d', d) maps them back.
     dead : ndarray of shape (d, d)
-        Covariance given to the directions left out.
+        Covariance of the omitted directions.
     log_volume : float
-        What a row's log density gains on the way from the working scale to the data's.
+        Difference of a row's log density between the scale of the data and the working scale.
     """
 
     mean: np.ndarray
@@ -128,7 +124,7 @@ class WorkingScale:
         """The working scale for data with this mean (d,) and covariance (d, d), float64."""
         d = len(mean)
         variance = covariance.diagonal().copy()
-        # what rounding leaves of a constant column
+        # a constant column can have a variance of the size of rounding
         variance[np.sqrt(variance) <= 1e-12 * np.abs(mean)] = 0
         typical = variance.mean() or 1.0
         scale = np.sqrt(np.where(variance > 0, variance, typical))
@@ -140,7 +136,7 @@ class WorkingScale:
             correlation[variance == 0] = correlation[:, variance == 0] = 0
             values, vectors = np.linalg.eigh(correlation)
         living = values > _DEAD_VARIANCE
-        living[-1] |= not living.any()  # a mixture of nothing still has one column, of zeros
+        living[-1] |= not living.any()  # constant data: one column of zeros
         values = np.maximum(values, _DEAD_VARIANCE)
         axes = vectors * scale[:, None]
         return cls(
@@ -156,7 +152,7 @@ class WorkingScale:
         )
 
     def to_data(self, parameters: Parameters, model: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Weights, means and covariances of the only mixture in ``parameters``, in the data's units."""
+        """Weights, means and covariances of the only mixture in ``parameters``, in the units of the data."""
         weights, means, covariances = (
             values[0].numpy() for values in (parameters.weights, parameters.means, parameters.covariances)
         )
@@ -172,7 +168,7 @@ class WorkingScale:
 
 @dataclass
 class Setting:
-    """What stays the same from one M-step to the next.
+    """Constants of all EM steps.
 
     Attributes
     ----------
@@ -185,7 +181,8 @@ class Setting:
     reg : float
         Added to the variances, whose working scale is 1.
     prior : float
-        Rows' worth of belief that components are spherical in the data's units.
+        Prior strength in pseudo-observations: shrinkage towards covariances that are spherical in the
+        units of the data.
     scale : WorkingScale
     """
 
@@ -198,7 +195,7 @@ class Setting:
 
     def __post_init__(self) -> None:
         forward, backward = torch.from_numpy(self.scale.forward), torch.from_numpy(self.scale.backward)
-        # the data's unit sphere in working coordinates, and what measures the data's variance there
+        # in working coordinates: the unit sphere of the data, and the metric of their variance
         self.sphere = forward.T @ forward
         self.metric = backward @ backward.T
 
@@ -208,54 +205,7 @@ class Setting:
         return self.scatter.shape[0]
 
 
-def features(base: torch.Tensor, model: str) -> torch.Tensor:
-    """phi of the columns of ``base`` (1 + d, n), which are [1, z]: (F, n), ``base`` itself for tied models."""
-    if model in TIED:
-        return base
-    Z = base[1:]
-    if model == "spherical":
-        return torch.cat([base, Z.square().sum(0, keepdim=True)])
-    if model == "diag":
-        return torch.cat([base, Z.square()])
-    d = len(Z)
-    phi = base.new_empty(n_features(model, d), base.shape[1])
-    phi[: 1 + d] = base
-    place = 1 + d
-    for start in range(0, d, _STRIP):
-        stop = min(start + _STRIP, d)
-        size = (stop - start) * (d - start)
-        torch.mul(
-            Z[start:stop, None],
-            Z[None, start:],
-            out=phi[place : place + size].view(stop - start, d - start, -1),
-        )
-        place += size
-    return phi
-
-
-@cache
-def _pairs(d: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Columns i and j of the products z_i z_j in the order of phi.
-
-    They come in strips of `_STRIP` columns i with every j from the strip's first on, so that one operation
-    makes a whole strip; the few with i > j are there twice, and not used.
-    """
-    strips = [
-        torch.cartesian_prod(torch.arange(start, min(start + _STRIP, d)), torch.arange(start, d))
-        for start in range(0, d, _STRIP)
-    ]
-    pairs = torch.cat([strip.view(-1, 2) for strip in strips])
-    return pairs[:, 0], pairs[:, 1]
-
-
-def n_features(model: str, d: int) -> int:
-    """F, the length of phi."""
-    if model == "full":
-        return 1 + d + len(_pairs(d)[0])
-    return 1 + d + {"spherical": 1, "diag": d}.get(model, 0)
-
-
-def maximise(moments: torch.Tensor, setting: Setting) -> Parameters:
+def maximize(moments: torch.Tensor, setting: Setting) -> Parameters:
     """The M-step: parameters from the summed features of each component, ``moments`` (R, K, F)."""
     model, d = setting.model, setting.d
     counts = moments[..., 0].clamp(min=1e-10)  # (R, K)
@@ -264,7 +214,7 @@ def maximise(moments: torch.Tensor, setting: Setting) -> Parameters:
     products = moments[..., d + 1 :]
     weighted = counts[..., None] * means  # (R, K, d)
     if model == "full":
-        second = products[..., _unpack(d)] / counts[..., None, None]
+        second = products[..., unpacked(d)] / counts[..., None, None]
         covariances = second - means[..., :, None] * means[..., None, :]
     elif model == "diag":
         covariances = products / counts[..., None] - means.square()
@@ -278,21 +228,11 @@ def maximise(moments: torch.Tensor, setting: Setting) -> Parameters:
             covariances = covariances.mean(1)
     if setting.prior > 0:
         covariances = _shrink(covariances, total if model in TIED else counts, setting)
-    return Parameters(counts / total[:, None], means, _regularise(covariances, setting))
-
-
-def _unpack(d: int) -> torch.Tensor:
-    """Where entry (i, j) of a symmetric matrix stands among the products: (d, d)."""
-    first, second = _pairs(d)
-    used = torch.nonzero(first <= second).flatten()
-    first, second = first[used], second[used]
-    position = torch.empty(d, d, dtype=torch.long)
-    position[first, second] = position[second, first] = used
-    return position
+    return Parameters(counts / total[:, None], means, _regularize(covariances, setting))
 
 
 def _shrink(covariances: torch.Tensor, counts: torch.Tensor, setting: Setting) -> torch.Tensor:
-    """Add ``prior`` rows drawn from a sphere of the covariance's own mean variance, in the data's units."""
+    """Average with the spherical covariance of equal mean variance, as ``prior`` pseudo-observations."""
     if setting.model in ("tied", "full"):
         variance = (covariances * setting.metric).sum((-1, -2), keepdim=True) / setting.d
         sphere, counts = setting.sphere, counts[..., None, None]
@@ -304,8 +244,8 @@ def _shrink(covariances: torch.Tensor, counts: torch.Tensor, setting: Setting) -
     return (counts * covariances + setting.prior * variance * sphere) / (counts + setting.prior)
 
 
-def _regularise(covariances: torch.Tensor, setting: Setting) -> torch.Tensor:
-    """Add the regularisation; lift what float32 rounding has left below it."""
+def _regularize(covariances: torch.Tensor, setting: Setting) -> torch.Tensor:
+    """Add the regularization; raise variances that rounding in float32 has left below it."""
     reg = setting.reg
     if setting.model not in ("tied", "full"):
         return covariances.clamp(min=0) + reg
@@ -318,26 +258,26 @@ def _regularise(covariances: torch.Tensor, setting: Setting) -> torch.Tensor:
 
 
 def natural(parameters: Parameters, setting: Setting) -> tuple[torch.Tensor, torch.Tensor]:
-    """Natural parameters ``eta`` (R, K, F), and what the log-likelihood needs besides eta · phi: (R,).
+    """Natural parameters ``eta`` (R, K, F), and the part of the objective besides eta · phi: (R,).
 
-    The latter sums h(x) over the rows, brings the density to the data's units, and takes off the prior's
-    penalty: ``prior`` times the Kullback-Leibler divergence of the sphere of equal trace from the
-    component (summed over the components where each has its own).
+    The latter is the sum of h(x) over the rows, plus the change of scale of the density to the units of
+    the data, minus the prior's penalty: ``prior`` times the Kullback-Leibler divergence of the spherical
+    covariance of equal trace from that of the component (summed over the components unless shared).
     """
     model, d = setting.model, setting.d
     weights, means, covariances = parameters.weights, parameters.means, parameters.covariances
-    besides = torch.full_like(weights[:, 0], setting.n * setting.scale.log_volume)
+    constant = torch.full_like(weights[:, 0], setting.n * setting.scale.log_volume)
     if model in ("tied", "full"):
         cholesky = torch.linalg.cholesky(covariances)
         log_det = 2 * cholesky.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (R,) or (R, K)
         precision = torch.cholesky_inverse(cholesky)
         if model == "tied":
             linear = means @ precision
-            besides -= 0.5 * (precision * setting.scatter).sum((1, 2))
+            constant -= 0.5 * (precision * setting.scatter).sum((1, 2))
         else:
             linear = (precision @ means[..., None])[..., 0]
-            first, second = _pairs(d)
-            # an entry above the diagonal stands for itself and for its mirror image
+            first, second = pairs(d)
+            # an entry above the diagonal counts twice
             share = torch.where(first == second, -0.5, torch.where(first < second, -1.0, 0.0)).double()
             quadratic = precision[..., first, second] * share
     else:
@@ -350,16 +290,16 @@ def natural(parameters: Parameters, setting: Setting) -> tuple[torch.Tensor, tor
         quadratic = -0.5 / variances
         precision = 1 / variances
         if model in TIED:
-            besides += (quadratic[:, 0] * setting.scatter.diagonal()).sum(1)
+            constant += (quadratic[:, 0] * setting.scatter.diagonal()).sum(1)
     if setting.prior > 0:
-        besides -= _penalty(covariances, precision, log_det, setting)
+        constant -= _penalty(covariances, precision, log_det, setting)
     if model in TIED:
         log_det = log_det[:, None]
-    constant = weights.log() - 0.5 * ((linear * means).sum(-1) + log_det + d * math.log(2 * math.pi))
-    parts = [constant[..., None], linear]
+    bias = weights.log() - 0.5 * ((linear * means).sum(-1) + log_det + d * math.log(2 * math.pi))
+    parts = [bias[..., None], linear]
     if model not in TIED:
         parts.append(quadratic)
-    return torch.cat(parts, -1), besides
+    return torch.cat(parts, -1), constant
 
 
 def _penalty(
@@ -384,7 +324,7 @@ def precisions_cholesky(covariances: np.ndarray, model: str) -> np.ndarray:
     """Upper triangular P with ``inv(S) = P Pᵀ`` for tied and full, else inverse standard deviations."""
     if model not in ("tied", "full"):
         return 1 / np.sqrt(covariances)
-    # columns of very different units are brought to one before the factorisation, exactly undone after it
+    # columns of very different units are scaled before the factorization, and scaled back after it
     scale = np.sqrt(np.diagonal(covariances, axis1=-2, axis2=-1))
     lower = np.linalg.cholesky(covariances / (scale[..., :, None] * scale[..., None, :]))
     identity = np.broadcast_to(np.eye(scale.shape[-1]), lower.shape)
@@ -395,7 +335,7 @@ def precisions_cholesky(covariances: np.ndarray, model: str) -> np.ndarray:
 def log_joint(
     X: torch.Tensor, weights: torch.Tensor, means: torch.Tensor, factors: torch.Tensor, model: str
 ) -> torch.Tensor:
-    """log w_k + log N(x | m_k, S_k) from distances, without the cancellation of phi.
+    """log w_k + log N(x | m_k, S_k) from distances, without the cancellation that phi has.
 
     Parameters
     ----------
@@ -403,7 +343,7 @@ def log_joint(
     weights : torch.Tensor of shape (K,)
     means : torch.Tensor of shape (K, d)
     factors : torch.Tensor
-        As `precisions_cholesky` returns them.
+        From `precisions_cholesky`.
 
     Returns
     -------
@@ -413,10 +353,10 @@ def log_joint(
     rows = []
     for k in range(len(weights)):
         factor = factors[k] if model in ("full", "diag", "spherical") else factors
-        centred = X - means[k]
+        centered = X - means[k]
         if model in ("tied", "full"):
-            scaled, log_det = centred @ factor, factor.diagonal().log().sum()
+            scaled, log_det = centered @ factor, factor.diagonal().log().sum()
         else:
-            scaled, log_det = centred * factor, factor.log().expand(d).sum()
+            scaled, log_det = centered * factor, factor.log().expand(d).sum()
         rows.append(weights[k].log() + log_det - 0.5 * scaled.square().sum(1))
     return torch.stack(rows) - 0.5 * d * math.log(2 * math.pi)

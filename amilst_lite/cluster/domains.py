@@ -1,4 +1,4 @@
-"""From an embedding to domains: one of three clusterings, ordered by size."""
+"""Domains from an embedding: clustering, probabilities, labels in order of size."""
 
 from __future__ import annotations
 
@@ -16,20 +16,25 @@ from .mixture import GaussianMixture
 
 __all__ = ["Domains", "find_domains"]
 
+_TEMPERATURE = 5.0
+"""Divides the log odds of the mixture's posterior. A mixture treats the columns as independent evidence, which
+spatially filtered expression is not: its own log odds are overconfident."""
+_NEIGHBORS = 20
+"""Neighbors of each spot in the embedding, for Leiden and for the probabilities of k-means and Leiden."""
+
 
 @dataclass(frozen=True)
 class Domains:
-    """Labels and how sure they are.
+    """Labels and their probabilities.
 
     Attributes
     ----------
     labels : ndarray of int64, (N,)
         0..K-1, the largest domain first.
     probabilities : ndarray of float32, (N, K)
-        Rows sum to one. For a mixture the posterior, flattened by the ``temperature`` of the settings: a
-        mixture takes the columns for independent evidence, which filtered expression is not, and is far
-        surer than it is right. For k-means and Leiden, which have no posterior, the share of each domain
-        among the spot and its neighbours in the embedding.
+        Rows sum to one. For the mixture, the posterior with its log odds divided by a temperature of 5. For
+        k-means and Leiden, which have no posterior, the share of each domain among the spot and its 20
+        nearest neighbors in the embedding.
     """
 
     labels: np.ndarray
@@ -37,7 +42,7 @@ class Domains:
 
     @property
     def confidence(self) -> np.ndarray:
-        """Probability of the spot's own domain: (N,) float32."""
+        """Probability of the domain of each spot: (N,) float32."""
         return self.probabilities[np.arange(len(self.labels)), self.labels]
 
 
@@ -54,22 +59,26 @@ def find_domains(
     Parameters
     ----------
     embedding : ndarray or Tensor, (N, C), float32
-        One row a spot.
+        One row per spot.
     n_domains : int
-        K, at least 2.
+        K, >= 2.
     config : ClusterConfig
-        Method and its settings.
+        Method and its settings; the defaults if None.
     seed : int
-        For the random starts.
+        In [0, 2**32); for the random starts.
     device : str or torch.device
-        Where a mixture or k-means runs.
+        Device of the mixture or k-means.
+
+    Returns
+    -------
+    Domains
 
     Raises
     ------
     InputError
         The embedding has fewer distinct rows than K.
     MissingExtraError
-        Leiden was asked for and igraph is not installed.
+        The method is Leiden and igraph is not installed.
 
     Warns
     -----
@@ -77,12 +86,15 @@ def find_domains(
         Fewer than K domains have spots.
     """
     config = ClusterConfig() if config is None else config
+    if isinstance(embedding, torch.Tensor):
+        embedding = embedding.detach()
     n_distinct = len(torch.as_tensor(embedding[: 50 * n_domains]).unique(dim=0))
     if n_distinct < n_domains:
         n_distinct = len(torch.as_tensor(embedding).unique(dim=0))
     if n_distinct < n_domains:
         raise InputError(
-            f"{n_domains} domains were asked for, but the spots have only {n_distinct} different profiles."
+            f"Expected at least n_domains={n_domains} distinct rows in the embedding; found {n_distinct}. "
+            f"Set n_domains (--n-domains) to at most {n_distinct}."
         )
     if config.method == "gmm":
         mixture = GaussianMixture(
@@ -94,14 +106,14 @@ def find_domains(
             device=device,
         )
         with warnings.catch_warnings():
-            # empty domains are counted below, once, in the words of a user who asked for domains
+            # the warning about empty domains is given below, for all methods
             warnings.simplefilter("ignore", AmilstWarning)
             labels = mixture.fit_predict(embedding)
-        probabilities = _flattened(mixture.predict_proba(embedding), config.temperature)
+        probabilities = _flattened(mixture.predict_proba(embedding))
     else:
         if isinstance(embedding, torch.Tensor):
             embedding = embedding.cpu().numpy()
-        graph = neighbor_graph(embedding, config.leiden_neighbors, seed)
+        graph = neighbor_graph(embedding, _NEIGHBORS, seed)
         if config.method == "leiden":
             labels = leiden(graph, n_domains, embedding, seed)
         else:
@@ -111,8 +123,8 @@ def find_domains(
     sizes = np.bincount(labels, minlength=n_domains)
     if (sizes == 0).any():
         warnings.warn(
-            f"{n_domains} domains were asked for, but {(sizes == 0).sum()} of them have no spots. "
-            "Ask for fewer, or for more random starts (n_init).",
+            f"{(sizes == 0).sum()} of {n_domains} domains have no spots. Set fewer domains (--n-domains) or "
+            "more random restarts (--n-init).",
             AmilstWarning,
             stacklevel=2,
         )
@@ -120,8 +132,8 @@ def find_domains(
     return Domains(np.argsort(by_size)[labels], probabilities[:, by_size])
 
 
-def _flattened(posterior: np.ndarray, temperature: float) -> np.ndarray:
-    """The posterior (N, K) with its log odds divided by the temperature; float32."""
-    np.power(posterior, 1.0 / temperature, out=posterior)
+def _flattened(posterior: np.ndarray) -> np.ndarray:
+    """The posterior (N, K) with its log odds divided by the temperature; float32. Overwrites its argument."""
+    np.power(posterior, 1.0 / _TEMPERATURE, out=posterior)
     posterior /= posterior.sum(1, keepdims=True)
     return posterior.astype(np.float32)

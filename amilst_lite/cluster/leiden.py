@@ -1,6 +1,6 @@
-"""Leiden communities of an embedding, with the resolution searched for a wanted number of them.
+"""Leiden communities of an embedding, with a search for the resolution that gives K of them.
 
-Needs the extra ``leiden`` (igraph); imported only when used.
+Needs the optional package igraph (extra ``leiden``), imported where used.
 """
 
 from __future__ import annotations
@@ -10,50 +10,38 @@ import warnings
 
 import numpy as np
 from scipy import sparse
-from sklearn.neighbors import NearestNeighbors
 
 from ..errors import AmilstWarning, InputError, MissingExtraError
+from ..spatial.neighbors import nearest_neighbors
 
 __all__ = ["leiden", "neighbor_graph", "neighbor_vote"]
 
-_EXACT_BELOW = 20_000  # spots; above, approximate neighbours are found much faster
 _BISECTIONS = 25
 
 
 def neighbor_graph(embedding: np.ndarray, n_neighbors: int = 20, seed: int = 0) -> sparse.csr_matrix:
-    """Graph of nearest neighbours in the embedding.
+    """Graph of nearest neighbors in the embedding.
 
     Parameters
     ----------
     embedding : ndarray, (N, C)
-        One row a spot.
+        One row per spot.
     n_neighbors : int
-        Neighbours of each spot, itself not counted; fewer where there are not so many.
+        Neighbors of each spot, without itself; at most N - 1. Tied ones are all included.
     seed : int
-        For the approximate search of large N.
+        For the approximate search that is used for many spots.
 
     Returns
     -------
     csr_matrix, (N, N), float32
-        Symmetric: 2 where each is among the other's neighbours, 1 where one is, no loops.
+        Symmetric: 2 between mutual neighbors, 1 where only one is a neighbor of the other; no loops.
     """
-    n = len(embedding)
-    k = min(n_neighbors, n - 1)
-    if n < _EXACT_BELOW:
-        neighbors = NearestNeighbors(n_neighbors=k).fit(embedding).kneighbors(return_distance=False)
-    else:
-        from pynndescent import NNDescent
-
-        neighbors = NNDescent(embedding, n_neighbors=k + 1, random_state=seed).neighbor_graph[0]
-    rows = np.repeat(np.arange(n), neighbors.shape[1])
-    directed = sparse.csr_matrix((np.ones(rows.size, np.float32), (rows, neighbors.ravel())), shape=(n, n))
-    directed.setdiag(0)
-    directed.eliminate_zeros()
-    return (directed + directed.T).tocsr()
+    directed, _ = nearest_neighbors(embedding, min(n_neighbors, len(embedding) - 1), seed=seed)
+    return (directed + directed.T).astype(np.float32).tocsr()
 
 
 def neighbor_vote(graph: sparse.csr_matrix, labels: np.ndarray, n_clusters: int) -> np.ndarray:
-    """Share of each cluster among a spot and its neighbours: (N, K) float32, rows sum to one."""
+    """Weighted share of each cluster among a spot and its neighbors: (N, K) float32, rows sum to one."""
     n = len(labels)
     member = sparse.csr_matrix((np.ones(n, np.float32), (np.arange(n), labels)), shape=(n, n_clusters))
     votes = np.asarray((graph @ member + member).todense())  # N × K
@@ -61,7 +49,7 @@ def neighbor_vote(graph: sparse.csr_matrix, labels: np.ndarray, n_clusters: int)
 
 
 def leiden(graph: sparse.csr_matrix, n_clusters: int, embedding: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Exactly K communities of largest modularity, by bisecting the resolution.
+    """Exactly K communities by modularity, with bisection of the resolution.
 
     Parameters
     ----------
@@ -70,9 +58,9 @@ def leiden(graph: sparse.csr_matrix, n_clusters: int, embedding: np.ndarray, see
     n_clusters : int
         K.
     embedding : ndarray, (N, C)
-        Where no resolution gives exactly K, the nearest communities in it are joined.
+        Decides which communities are merged where no resolution gives exactly K.
     seed : int
-        For the order in which nodes are moved; Python's global generator is left as it was.
+        For the order in which nodes are moved. Python's global generator is not changed.
 
     Returns
     -------
@@ -84,12 +72,12 @@ def leiden(graph: sparse.csr_matrix, n_clusters: int, embedding: np.ndarray, see
     MissingExtraError
         igraph is not installed.
     InputError
-        The graph falls into more pieces than K, so that no partition has K communities.
+        No resolution up to 1,000 gives as many as K communities.
 
     Warns
     -----
     AmilstWarning
-        No resolution gave exactly K; the message says what was done.
+        No resolution gives exactly K, and communities were merged.
 
     Notes
     -----
@@ -103,7 +91,7 @@ def leiden(graph: sparse.csr_matrix, n_clusters: int, embedding: np.ndarray, see
     network = igraph.Graph(n=graph.shape[0], edges=np.column_stack([upper.row, upper.col]))
 
     def partition(resolution: float) -> np.ndarray:
-        # igraph draws from one generator for the whole process: lend it ours, and give back its own
+        # igraph has one generator per process: set ours, then restore its default
         igraph.set_random_number_generator(random.Random(seed))
         try:
             communities = network.community_leiden(
@@ -132,20 +120,20 @@ def leiden(graph: sparse.csr_matrix, n_clusters: int, embedding: np.ndarray, see
         return labels
     if finer is None:
         raise InputError(
-            f"Leiden finds no more than {labels.max() + 1} communities among {len(labels)} spots; "
-            f"{n_clusters} were asked for. Ask for fewer, or use clustering by gmm."
+            f"Expected {n_clusters} communities; Leiden finds at most {labels.max() + 1} among {len(labels)} "
+            'spots. Set fewer domains (--n-domains), or use method "gmm".'
         )
     warnings.warn(
-        f"no resolution of Leiden gives exactly {n_clusters} communities; the {finer.max() + 1} it gave "
-        "next above were joined, nearest first, until there were so many.",
+        f"No resolution of Leiden gives exactly {n_clusters} communities; the closest pairs of "
+        f"{finer.max() + 1} communities were merged.",
         AmilstWarning,
         stacklevel=2,
     )
-    return _join_nearest(finer, embedding, n_clusters)
+    return _merge_nearest(finer, embedding, n_clusters)
 
 
-def _join_nearest(labels: np.ndarray, embedding: np.ndarray, n_clusters: int) -> np.ndarray:
-    """Join the two clusters whose union costs least (Ward 1963) until K are left."""
+def _merge_nearest(labels: np.ndarray, embedding: np.ndarray, n_clusters: int) -> np.ndarray:
+    """Merge the two clusters with the least increase of variance (Ward 1963) until K remain."""
     labels = labels.copy()
     while True:
         sizes = np.bincount(labels).astype(np.float64)
@@ -157,6 +145,6 @@ def _join_nearest(labels: np.ndarray, embedding: np.ndarray, n_clusters: int) ->
         squared = ((means[:, None] - means[None]) ** 2).sum(-1)
         cost = squared * (sizes[:, None] * sizes[None] / (sizes[:, None] + sizes[None]))
         np.fill_diagonal(cost, np.inf)
-        keep, join = sorted(np.unravel_index(np.argmin(cost), cost.shape))
-        labels[labels == join] = keep
-        labels[labels > join] -= 1
+        keep, merged = sorted(np.unravel_index(np.argmin(cost), cost.shape))
+        labels[labels == merged] = keep
+        labels[labels > merged] -= 1

@@ -1,7 +1,7 @@
-"""Gaussian mixtures in torch: many restarts run as one batch of tensors, the best likelihood kept.
+"""Gaussian mixtures in torch: many restarts run as one batch of tensors, the best likelihood is kept.
 
-What R's mclust and scikit-learn's ``GaussianMixture`` fit, with as many restarts as it takes.
-`covariance.py` holds the six models; here are the starts, the EM loop and the estimator.
+The models are those of R's mclust and of scikit-learn's ``GaussianMixture``; `covariance.py` holds their
+formulas, `starts.py` the labels that EM starts from.
 
 Sources: Dempster, Laird and Rubin 1977 (EM); Biernacki, Celeux and Govaert 2003 (many short runs,
 then a long one); Fraley and Raftery 2002 (mclust).
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,38 +20,29 @@ from sklearn.base import BaseEstimator, DensityMixin
 
 from ..errors import AmilstWarning, InputError
 from ..runtime import make_generator, resolve_device
+from ..validation import check_fitted, check_number, check_random_state, check_tensor
 from . import covariance as models
-from ._common import (
-    affine,
-    base_seed,
-    block_threads,
-    check_fitted,
-    check_matrix,
-    check_number,
-    column_moments,
-    over_blocks,
-    scatter,
-    wide_float,
-)
+from .blocks import affine, block_threads, column_moments, over_blocks, scatter
 from .covariance import Parameters, Setting, WorkingScale
-from .em import Fits, Rows, agglomerated_labels, fill_empty, fit_batch, kmeans_labels
+from .features import TIED, Rows
+from .starts import agglomerated_labels, kmeans_labels
 
 __all__ = ["GaussianMixture"]
 
 _RUNS = ((20, 2), (50, 4))
-"""Steps, and the share of the restarts that goes on after them: a half, a quarter of these; then to the end."""
+"""EM steps, and the divisor of the number of restarts that continue after them; the rest run to convergence."""
 _FINER = 0.1
-"""Restarts from k-means run to this share of ``tol``: a plateau must not decide between them."""
+"""Restarts from k-means use this share of ``tol``, so that a plateau does not decide between them."""
 _FLOAT32_REG = 1e-6
-"""Least regularisation while the products are in float32, whose rounding it has to exceed."""
+"""Least regularization while the products are in float32; it has to exceed their rounding."""
 _TRIED = 4
-"""Finalists run to the end in search of one that leaves no component empty."""
+"""Restarts run to convergence in search of one that leaves no component empty."""
 _TIE = 1e-4
 """Log-likelihoods that agree to this share of their size count as equal."""
 
 
 class GaussianMixture(DensityMixin, BaseEstimator):
-    """Gaussian mixture with scikit-learn's manners and mclust's models.
+    """Gaussian mixture with mclust's covariance models, following scikit-learn's conventions.
 
     Parameters
     ----------
@@ -60,29 +51,29 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         ``"tied_spherical"``, ``"spherical"``, ``"tied_diag"``, ``"diag"``, ``"tied"`` or ``"full"``; or
         mclust's name for it: ``"EII"``, ``"VII"``, ``"EEI"``, ``"VVI"``, ``"EEE"``, ``"VVV"``.
     n_init : int
-        Restarts. All run a few iterations, the best go on.
+        Restarts. All run a few EM steps, the best continue.
     max_iter : int
-        EM iterations of the winner.
+        EM steps of the restart that is kept.
     tol : float
-        EM ends when the log-likelihood changes by no more than this share of its size, the rule of mclust:
+        Convergence threshold relative to the log-likelihood, as in mclust: EM stops when
         ``|change| < tol (1 + |log-likelihood|)``.
     reg_covar : float
-        Share of the whole data's covariance (in the model's own form) added to every covariance.
-    random_state : int or None
-        Seed; None draws a fresh one from the operating system. No global generator is read or moved.
-    device : str or torch.device
-        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
+        Share of the covariance of the whole data (in the model's form) that is added to every covariance.
     covariance_prior : float
-        Rows' worth of belief that components are spherical in the data's units: each covariance is averaged
-        with a sphere of its own mean variance, the weights being its rows and this number. 0 is maximum
-        likelihood; restarts then compete by it, else by the likelihood less the prior's penalty.
-    init_params : str
-        ``"auto"``: the first restart begins from model-based agglomeration, as mclust does, the others
-        from k-means; ``"kmeans"`` or ``"agglomeration"`` (one restart, mclust's own): only these.
+        Shrinkage towards a spherical covariance: prior strength in pseudo-observations. Each covariance is
+        averaged with the spherical one of the same mean variance (in the units of the data); the weights
+        are its number of rows and this number. 0: maximum likelihood. Otherwise restarts are compared by
+        the log-likelihood minus the prior's penalty.
+    init_params : {"auto", "kmeans", "agglomeration"}
+        ``"auto"``: the first restart starts from model-based agglomeration, as in mclust, the others
+        from k-means. ``"agglomeration"``: this one restart.
+    random_state : int or None
+        Seed, >= 0 and < 2**32; None uses a new one from the operating system. Global generators are not used.
+    device : str or torch.device
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
     batch_size : int or None
-        Rows of the random subsample on which the restarts compete when there are more rows than that;
-        the winner then runs over all rows. None means 20,000 rows or 100 for each component, whichever
-        is more.
+        With more rows than this, restarts are compared on a random subsample of this size; the best then
+        runs over all rows. None: 20,000 or 100 per component, whichever is larger.
 
     Attributes
     ----------
@@ -96,17 +87,26 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         Of the same shape; its product with its transpose is the precision.
     converged_ : bool
     n_iter_ : int
-        EM steps over all rows of the run that was kept, after those in which the restarts competed.
+        EM steps of the final run over all rows, not counting those of the comparison of restarts.
     lower_bound_ : float
-        Mean log-likelihood of a row, natural logarithm.
+        Mean log-likelihood (natural logarithm) per row.
     log_likelihood_ : float
         Its sum over the rows.
     n_parameters_ : int
-        Free parameters, as mclust counts them.
+        Number of free parameters, as mclust counts them.
     restart_log_likelihoods_ : ndarray of shape (n_init,)
-        Log-likelihood of each restart (less the prior's penalty) when it was given up or went on to the end,
-        on the rows the restarts competed on; in float32, so good to six digits. NaN after ``init``.
+        Last log-likelihood of each restart (minus the prior's penalty), on the rows on which restarts were
+        compared; computed in float32, hence accurate to about six digits. NaN with ``init``.
     n_features_in_ : int
+
+    Warns
+    -----
+    AmilstWarning
+        Some components are the most probable one of no row.
+
+    Notes
+    -----
+    The agglomeration holds an n × n array, of at most 2,000 rows: with more, a sample is agglomerated.
     """
 
     def __init__(
@@ -143,9 +143,9 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         ----------
         X : array-like or torch.Tensor of shape (n_samples, n_features)
         y : None
-            Not used.
+            Ignored.
         init : array-like of shape (n_samples,) or (n_samples, n_components), optional
-            Integer labels 0..K-1 or responsibilities from which EM begins; there are then no restarts.
+            Integer labels 0..K-1 or responsibilities from which EM starts, without restarts.
 
         Raises
         ------
@@ -156,27 +156,28 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         return self
 
     def fit_predict(self, X: Any, y: Any = None, *, init: Any = None) -> np.ndarray:
-        """Fit, then the most probable component of each row; equal to ``fit(X).predict(X)``."""
+        """Fit and return the most probable component of each row; equal to ``fit(X).predict(X)``."""
         return self._fit(X, init)
 
     def _fit(self, X: Any, init: Any) -> np.ndarray:
-        model = self._check_parameters()
-        matrix = check_matrix(self, X, reset=True)
+        model, seed = self._check_parameters()
+        device = resolve_device(self.device)
+        matrix = check_tensor(X, self, reset=True)
         n, d = matrix.shape
         if n < self.n_components:
             raise InputError(
                 f"Expected n_samples >= n_components, got n_samples={n}, n_components={self.n_components}. "
-                "Ask for fewer components."
+                f"Set n_components to at most {n}."
             )
-        device = resolve_device(self.device)
-        generator = make_generator(base_seed(self.random_state))
+        generator = make_generator(seed)
         with block_threads():
+            responsibilities = None if init is None else self._check_init(init, n)
             rows, setting = self._to_working(matrix, model, device)
-            if init is None:
+            if responsibilities is None:
                 starts, tol = self._search(matrix, rows, setting, generator)
             else:
-                responsibilities = self._check_init(init, n).to(torch.float32).to(device)
-                starts = models.maximise(rows.soft_moments(responsibilities), setting)
+                moments = rows.soft_moments(responsibilities.to(device, torch.float32))
+                starts = models.maximize(moments, setting)
                 tol = torch.tensor([self.tol], dtype=torch.float64)
                 self.restart_log_likelihoods_ = np.full(1, np.nan)
             labels = self._finish(matrix, rows, setting, starts, tol, generator)
@@ -192,19 +193,21 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         tol: torch.Tensor,
         generator: torch.Generator,
     ) -> np.ndarray:
-        """Run the first of ``starts`` that leaves no component without rows to the end; return the labels.
+        """Run the ``starts`` to convergence until one leaves no component empty; return its labels.
 
-        If none does, empty components take half of the largest ones, and EM goes on from there.
+        If all do, empty components receive half of the largest ones, and EM continues from there.
         """
-        finished: list[tuple[int, Fits]] = []
+        finished: list[tuple[int, _Fits]] = []
         labels = np.empty(0, dtype=np.int64)
         given = torch.arange(len(tol)).split(1)[:_TRIED]
         for attempt in range(len(given) + _TRIED):
             chosen = given[min(attempt, len(given) - 1)]
             start = starts[chosen]
             if attempt >= len(given):
-                filled = fill_empty(rows, torch.from_numpy(labels).to(rows.base.device), self.n_components)
-                start = models.maximise(rows.hard_moments(filled[None], self.n_components), setting)
+                filled = _split_largest(
+                    rows, torch.from_numpy(labels).to(rows.base.device), self.n_components
+                )
+                start = models.maximize(rows.hard_moments(filled[None], self.n_components), setting)
             fits = self._run(rows, start, setting, tol[chosen], generator)
             labels = self._set_fitted(fits, setting, matrix)
             finished.append((len(np.unique(labels)), fits))
@@ -212,33 +215,33 @@ class GaussianMixture(DensityMixin, BaseEstimator):
                 return labels
         most, fits = max(finished, key=lambda pair: pair[0])  # the first of equals
         warnings.warn(
-            f"{self.n_components} components were asked for, but only {most} are the most probable one of any "
-            "row. Ask for fewer components, or for more restarts (n_init).",
+            f"Only {most} of n_components={self.n_components} components are the most probable one of any row. "
+            "Set fewer components or more restarts (n_init).",
             AmilstWarning,
             stacklevel=4,
         )
         return self._set_fitted(fits, setting, matrix)
 
     def _to_working(self, matrix: torch.Tensor, model: str, device: torch.device) -> tuple[Rows, Setting]:
-        """The rows in the model's working scale, and what EM needs to know about them."""
+        """The rows in the model's working scale, and the constants of EM."""
         mean, variance = column_moments(matrix)
         total = scatter(matrix, mean) / len(matrix) if model in ("tied", "full") else torch.diag(variance)
-        scale = WorkingScale.of(mean.cpu().double().numpy(), total.cpu().double().numpy(), model)
-        base = torch.ones(1 + scale.forward.shape[1], len(matrix), device=device)
+        scale = WorkingScale.of(mean.cpu().numpy(), total.cpu().numpy(), model)
+        base = torch.ones(1 + scale.forward.shape[1], len(matrix), dtype=torch.float32, device=device)
         affine(matrix, mean, torch.from_numpy(scale.forward), out=base[1:].T)
         return Rows(base, model), self._setting(base, model, scale)
 
     def _setting(self, base: torch.Tensor, model: str, scale: WorkingScale) -> Setting:
         working = base[1:].T
-        spread = scatter(working, torch.zeros(working.shape[1])).cpu().double()
-        return Setting(model, len(working), spread, self.reg_covar, self.covariance_prior, scale)
+        second = scatter(working, working.new_zeros(working.shape[1])).cpu()
+        return Setting(model, len(working), second, self.reg_covar, self.covariance_prior, scale)
 
     def _search(
         self, matrix: torch.Tensor, rows: Rows, setting: Setting, generator: torch.Generator
     ) -> tuple[Parameters, torch.Tensor]:
-        """The best restarts, the preferred one first, and their tolerances; by a subsample of many rows.
+        """The best restarts in order of preference, and their tolerances; from a subsample of many rows.
 
-        As Biernacki, Celeux and Govaert (2003) advise, all run for a few steps and only the best go on.
+        All run for a few steps and only the best continue (Biernacki, Celeux and Govaert 2003).
         """
         size = self._search_size()
         if rows.n > size:
@@ -247,40 +250,35 @@ class GaussianMixture(DensityMixin, BaseEstimator):
             rows = Rows(rows.base[:, chosen.to(rows.base.device)], rows.model)
             setting = self._setting(rows.base, rows.model, setting.scale)
         setting = _for_dtype(setting, torch.float32)
-        # one component has one optimum
+        # one component has a single optimum
         n_init = 1 if self.n_components == 1 or self.init_params == "agglomeration" else self.n_init
         n_agglomerated = 0 if self.init_params == "kmeans" else 1
         labels = self._start_labels(matrix.cpu().double().numpy(), rows, n_agglomerated, n_init, generator)
-        parameters = models.maximise(rows.hard_moments(labels, self.n_components), setting)
+        parameters = models.maximize(rows.hard_moments(labels, self.n_components), setting)
 
         tol = torch.full((len(labels),), self.tol * _FINER, dtype=torch.float64)
         tol[:n_agglomerated] = self.tol
         results = torch.full((len(labels),), -torch.inf, dtype=torch.float64)
-        contenders = torch.arange(len(labels))
+        candidates = torch.arange(len(labels))
         left = self.max_iter
         for steps, share in (*_RUNS, (self.max_iter, 1)):
             if left > 0:
-                fits = fit_batch(
-                    rows,
-                    parameters[contenders],
-                    setting,
-                    max_iter=min(steps, left),
-                    tol=tol[contenders],
-                    dtype=torch.float32,
-                    generator=generator,
+                steps = min(steps, left)
+                fits = _em(
+                    rows, parameters[candidates], setting, steps, tol[candidates], torch.float32, generator
                 )
-                parameters[contenders] = fits.parameters
-                results[contenders] = fits.objective
+                parameters[candidates] = fits.parameters
+                results[candidates] = fits.objective
                 left -= steps
-            contenders = _best(results, contenders, -(-len(contenders) // share), always=n_agglomerated)
+            candidates = _best(results, candidates, -(-len(candidates) // share), always=n_agglomerated)
         self.restart_log_likelihoods_ = results.numpy()
-        order = _preferred(results, contenders, n_agglomerated)
+        order = _preferred(results, candidates, n_agglomerated)
         return parameters[order], tol[order]
 
     def _start_labels(
         self, X: np.ndarray, rows: Rows, n_agglomerated: int, n_init: int, generator: torch.Generator
     ) -> torch.Tensor:
-        """Starting labels of all restarts, the agglomeration first: (n_init, n) on the device."""
+        """Starting labels of all restarts, agglomeration first: (n_init, n) on the device."""
         device = rows.base.device
         labels = []
         if n_agglomerated:
@@ -291,32 +289,23 @@ class GaussianMixture(DensityMixin, BaseEstimator):
 
     def _run(
         self, rows: Rows, start: Parameters, setting: Setting, tol: torch.Tensor, generator: torch.Generator
-    ) -> Fits:
-        """EM to convergence on all rows; many are run in float32 before the device's widest float."""
-        wide = wide_float(rows.base.device)
-        runs = [(wide, self.max_iter)]
+    ) -> _Fits:
+        """EM to convergence on all rows in float64; with many rows, first in float32."""
+        runs = [(torch.float64, self.max_iter)]
         if rows.n > self._search_size() and self.max_iter > 1:
             runs.insert(0, (torch.float32, self.max_iter - 1))
         steps = 0
         for dtype, limit in runs:
-            fits = fit_batch(
-                rows,
-                start,
-                _for_dtype(setting, dtype),
-                max_iter=limit - steps,
-                tol=tol,
-                dtype=dtype,
-                generator=generator,
-            )
+            fits = _em(rows, start, _for_dtype(setting, dtype), limit - steps, tol, dtype, generator)
             start, steps = fits.parameters, steps + int(fits.steps[0])
         fits.steps[0] = steps
         return fits
 
     def _search_size(self) -> int:
-        """Rows on which the restarts compete."""
+        """Rows on which the restarts are compared."""
         return self.batch_size or max(20_000, 100 * self.n_components)
 
-    def _set_fitted(self, fits: Fits, setting: Setting, matrix: torch.Tensor) -> np.ndarray:
+    def _set_fitted(self, fits: _Fits, setting: Setting, matrix: torch.Tensor) -> np.ndarray:
         """Set the fitted attributes from the only mixture in ``fits``; return the labels of the rows."""
         self.n_iter_, self.converged_ = int(fits.steps[0]), bool(fits.converged[0])
         self.weights_, self.means_, self.covariances_ = setting.scale.to_data(fits.parameters, setting.model)
@@ -326,7 +315,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         self.lower_bound_ = self.log_likelihood_ / len(matrix)
         return joint.argmax(0).numpy()
 
-    def _check_parameters(self) -> str:
+    def _check_parameters(self) -> tuple[str, int]:
+        """Check all parameters but the device; return the name of the model and the seed."""
         check_number("n_components", self.n_components, 1, integer=True)
         check_number("n_init", self.n_init, 1, integer=True)
         check_number("max_iter", self.max_iter, 1, integer=True)
@@ -339,7 +329,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         check_number("reg_covar", self.reg_covar, 0, strict=True)
         if self.batch_size is not None:
             check_number("batch_size", self.batch_size, self.n_components, integer=True)
-        return models.canonical_model(self.covariance_type)
+        return models.canonical_model(self.covariance_type), check_random_state(self.random_state)
 
     def _check_init(self, init: Any, n: int) -> torch.Tensor:
         given = torch.as_tensor(init.detach() if isinstance(init, torch.Tensor) else np.asarray(init))
@@ -349,25 +339,24 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         elif given.shape == (n, self.n_components) and bool((given >= 0).all() & (given.sum(1) > 0).all()):
             return given / given.sum(1, keepdim=True)
         raise InputError(
-            f"init must hold {n} integer labels from 0 to {self.n_components - 1}, or responsibilities of "
-            f"shape ({n}, {self.n_components}), not negative and no row zero; found {tuple(given.shape)}."
+            f"init must contain {n} integer labels from 0 to {self.n_components - 1}, or responsibilities >= 0 "
+            f"of shape ({n}, {self.n_components}) without zero rows; found shape {tuple(given.shape)}."
         )
 
     def _log_joint(self, matrix: torch.Tensor) -> torch.Tensor:
         """log of weight times density, (n_components, n_samples), on the CPU."""
         model = models.canonical_model(self.covariance_type)
         device = resolve_device(self.device)
-        wide = wide_float(device)
         shift = self.weights_ @ self.means_
         weights, means, factors = (
-            torch.as_tensor(value).to(device=device, dtype=wide)
+            torch.as_tensor(value, dtype=torch.float64).to(device)
             for value in (self.weights_, self.means_ - shift, self.precisions_cholesky_)
         )
-        origin = torch.from_numpy(shift).to(matrix.device, wide_float(matrix.device))
-        out = torch.empty(len(weights), len(matrix), dtype=wide)
+        origin = torch.from_numpy(shift).to(matrix.device)
+        out = torch.empty(len(weights), len(matrix), dtype=torch.float64)
 
         def write(rows: slice) -> None:
-            block = (matrix[rows].to(origin.dtype) - origin).to(device, wide)
+            block = (matrix[rows].double() - origin).to(device)
             out[:, rows] = models.log_joint(block, weights, means, factors, model).cpu()
 
         for _ in over_blocks(write, len(matrix), matrix.shape[1], device):
@@ -376,7 +365,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
 
     def _checked_log_joint(self, X: Any) -> torch.Tensor:
         check_fitted(self, "means_")
-        matrix = check_matrix(self, X, reset=False)
+        matrix = check_tensor(X, self, reset=False)
         with block_threads():
             return self._log_joint(matrix)
 
@@ -397,7 +386,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         return float(self.score_samples(X).mean())
 
     def bic(self, X: Any) -> float:
-        """Bayesian information criterion on ``X``, lower is better: mclust's, with the sign turned."""
+        """Bayesian information criterion on ``X``; lower is better (mclust's has the opposite sign)."""
         log_likelihood = self.score_samples(X)
         return float(-2 * log_likelihood.sum() + self.n_parameters_ * math.log(len(log_likelihood)))
 
@@ -406,7 +395,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         return float(-2 * self.score_samples(X).sum() + 2 * self.n_parameters_)
 
     def sample(self, n_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """Draw rows from the fitted mixture, by the estimator's own seed.
+        """Draw rows from the fitted mixture, with the estimator's ``random_state``.
 
         Returns
         -------
@@ -416,7 +405,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         """
         check_fitted(self, "means_")
         check_number("n_samples", n_samples, 1, integer=True)
-        random = np.random.default_rng(base_seed(self.random_state))
+        random = np.random.default_rng(check_random_state(self.random_state))
         labels = np.repeat(np.arange(self.n_components), random.multinomial(n_samples, self.weights_))
         noise = random.standard_normal((n_samples, self.n_features_in_))
         model = models.canonical_model(self.covariance_type)
@@ -432,22 +421,170 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         return self.means_[labels] + noise, labels.astype(np.int64)
 
 
+@dataclass
+class _Fits:
+    """State of EM for R mixtures.
+
+    ``objective`` (log-likelihood minus the prior's penalty, before the last M-step), number of ``steps``,
+    and ``converged``, each (R,).
+    """
+
+    parameters: Parameters
+    objective: torch.Tensor
+    steps: torch.Tensor
+    converged: torch.Tensor
+
+
+def _em(
+    rows: Rows,
+    start: Parameters,
+    setting: Setting,
+    max_iter: int,
+    tol: torch.Tensor,
+    dtype: torch.dtype,
+    generator: torch.Generator,
+) -> _Fits:
+    """Expectation-maximization for a batch of R mixtures, each until its objective hardly changes.
+
+    The restarts differ in their parameters only: one matrix product serves them all, and those that have
+    converged leave the batch. They stop when ``|change| < tol (1 + |objective|)``, with ``tol`` (R,).
+    """
+    n_restarts = len(start.weights)
+    active = torch.arange(n_restarts)
+    fits = _Fits(
+        start[active],
+        torch.full((n_restarts,), -torch.inf, dtype=torch.float64),
+        torch.zeros(n_restarts, dtype=torch.long),
+        torch.zeros(n_restarts, dtype=torch.bool),
+    )
+    for _ in range(max_iter):
+        moments, objective = _e_step(rows, fits.parameters[active], setting, dtype)
+        parameters, reseeded = _m_step(rows, moments, setting, generator)
+        change = (objective - fits.objective[active]).abs()
+        done = (change < tol[active] * (1 + objective.abs())) & ~reseeded
+        fits.parameters[active] = parameters
+        fits.objective[active] = objective
+        fits.steps[active] += 1
+        fits.converged[active] = done
+        active = active[~done]
+        if len(active) == 0:
+            break
+    return fits
+
+
+def _e_step(
+    rows: Rows, parameters: Parameters, setting: Setting, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Responsibilities, and at once the sums that the M-step needs of them, in one pass over the rows.
+
+    Returns
+    -------
+    moments : torch.Tensor of shape (R, K, F)
+        Responsibilities times phi, summed over the rows; float64 on the CPU.
+    objective : torch.Tensor of shape (R,)
+        Log-likelihood minus the prior's penalty, of ``parameters``.
+    """
+    eta, constant = models.natural(parameters, setting)
+    n_restarts, n_components, width = eta.shape
+    flat = eta.view(-1, width).to(dtype).to(rows.base.device)
+
+    def expect(_: slice, phi: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        joint = (flat @ phi).view(n_restarts, n_components, -1)  # (R, K, b)
+        top = joint.amax(1, keepdim=True)
+        # exp is many times slower where it underflows; e^-80 is below the rounding of the sum
+        joint.sub_(top).clamp_(min=-80).exp_()
+        norm = joint.sum(1, keepdim=True)
+        joint.div_(norm)
+        return joint.flatten(0, 1) @ phi.T, norm.log_().add_(top).sum((1, 2))
+
+    moments, log_likelihood = rows.sum(expect, len(flat), dtype)
+    return moments.view(eta.shape), log_likelihood + constant
+
+
+def _m_step(
+    rows: Rows, moments: torch.Tensor, setting: Setting, generator: torch.Generator
+) -> tuple[Parameters, torch.Tensor]:
+    """Parameters that maximize the expected objective; components of too few rows start again elsewhere.
+
+    Returns
+    -------
+    parameters : Parameters
+    reseeded : torch.Tensor of shape (R,)
+        Whether a component of the mixture was reseeded.
+    """
+    parameters = models.maximize(moments, setting)
+    dead = moments[..., 0] < _least_count(setting, moments.shape[1])
+    if bool(dead.any()):
+        _reseed(parameters, dead, rows, setting, generator)
+    return parameters, dead.any(1)
+
+
+def _least_count(setting: Setting, n_components: int) -> float:
+    """Number of rows below which the covariance of a component is singular in any case."""
+    least = {"full": setting.d + 1.0, "diag": 2.0, "spherical": 2.0}.get(setting.model, 0.5)
+    if setting.prior > 0:
+        least = 0.5
+    return min(least, 0.5 * setting.n / n_components)
+
+
+def _reseed(
+    parameters: Parameters, dead: torch.Tensor, rows: Rows, setting: Setting, generator: torch.Generator
+) -> None:
+    """Move the ``dead`` components (R, K) to random rows, with the mean covariance of the others; in place."""
+    chosen = torch.randint(rows.n, (int(dead.sum()),), generator=generator)
+    parameters.means[dead] = rows.base[1:, chosen.to(rows.base.device)].T.cpu().double()
+    share = parameters.weights * ~dead
+    parameters.weights[dead] = 1 / dead.shape[1]
+    parameters.weights /= parameters.weights.sum(1, keepdim=True)
+    if setting.model in TIED:
+        return
+    covariances = parameters.covariances
+    whole = {
+        "full": setting.scatter,
+        "diag": setting.scatter.diagonal(),
+        "spherical": setting.scatter.diagonal().mean(),
+    }[setting.model] / setting.n
+    share = share.view(*dead.shape, *(1,) * (covariances.ndim - 2))
+    alive = share.sum(1) > 0
+    mean = torch.where(
+        alive, (covariances * share).sum(1) / share.sum(1).clamp(min=1e-300), whole + setting.reg
+    )
+    covariances[dead] = mean[:, None].expand_as(covariances)[dead]
+
+
+def _split_largest(rows: Rows, labels: torch.Tensor, n_components: int) -> torch.Tensor:
+    """Labels (n,) after each empty component has received half of the largest, split across its first axis."""
+    labels = labels.clone()
+    for empty in range(n_components):
+        sizes = torch.bincount(labels, minlength=n_components)
+        if sizes[empty] == 0:
+            members = torch.nonzero(labels == sizes.argmax()).flatten()
+            centered = rows.base[1:, members].T
+            centered = centered - centered.mean(0)
+            axis = torch.linalg.eigh((centered.T @ centered).cpu().double())[1][:, -1]
+            upper = centered.cpu().double() @ axis > 0
+            labels[members[upper.to(labels.device)]] = empty
+    return labels
+
+
 def _for_dtype(setting: Setting, dtype: torch.dtype) -> Setting:
-    """The setting with a regularisation that ``dtype`` can resolve."""
+    """The setting with a regularization that ``dtype`` can represent next to a variance of 1."""
     return setting if dtype == torch.float64 else replace(setting, reg=max(setting.reg, _FLOAT32_REG))
 
 
-def _best(results: torch.Tensor, contenders: torch.Tensor, n_kept: int, always: int) -> torch.Tensor:
-    """The ``n_kept`` contenders of highest objective, and the first ``always`` in any case, in order."""
-    order = torch.sort(results[contenders], descending=True, stable=True).indices
-    kept = contenders[order[:n_kept]]
-    return torch.unique(torch.cat([kept, contenders[:always]]))
+def _best(results: torch.Tensor, candidates: torch.Tensor, n_kept: int, always: int) -> torch.Tensor:
+    """The ``n_kept`` candidates of highest objective and the first ``always`` restarts, in ascending order."""
+    order = torch.sort(results[candidates], descending=True, stable=True).indices
+    kept = candidates[order[:n_kept]]
+    return torch.unique(torch.cat([kept, candidates[:always]]))
 
 
-def _preferred(results: torch.Tensor, contenders: torch.Tensor, n_agglomerated: int) -> torch.Tensor:
-    """Contenders by falling objective, the earlier of equals first, but in front the one from agglomeration
-    if it ties with the best: it is the same for every seed."""
-    order = contenders[torch.sort(results[contenders], descending=True, stable=True).indices]
+def _preferred(results: torch.Tensor, candidates: torch.Tensor, n_agglomerated: int) -> torch.Tensor:
+    """Candidates by descending objective, the restart from agglomeration first if it ties with the best.
+
+    That restart is the same for every seed.
+    """
+    order = candidates[torch.sort(results[candidates], descending=True, stable=True).indices]
     best = results[order[0]]
     if n_agglomerated and results[0] >= best - _TIE * best.abs():
         order = torch.cat([order[order == 0], order[order != 0]])

@@ -1,9 +1,9 @@
-"""How many domains? The number at which the labels come out the same on other spots.
+"""The number of domains, chosen by the stability of the labels on subsamples.
 
-A mixture's likelihood cannot say: neighbouring spots are no independent observations, so BIC and ICL
-go on rising with K on real tissue (they are in the table all the same). What can be asked is whether a
-number of domains is a property of the tissue or of the sample: fit on subsamples, label all spots, and
-compare the labels (Lange et al. 2004; adjusted for chance by mutual information, Vinh et al. 2010).
+Likelihood criteria do not choose it: neighboring spots are not independent observations, so that BIC and
+ICL keep improving with K on real tissue (they are reported all the same). Stability tells whether a
+division is a property of the tissue or of the sample: fit on subsamples, label all spots, and compare the
+labels (Lange et al. 2004) by mutual information adjusted for chance (Vinh et al. 2010).
 """
 
 from __future__ import annotations
@@ -25,23 +25,24 @@ from .mixture import GaussianMixture
 
 __all__ = ["Selection", "select_n_domains"]
 
-# What stability may be given up for a finer division: the coarsest ones are stable for their coarseness.
 _SLACK = 0.03
-_MOST_SPOTS = 20_000  # spots compared; more would only cost time
+"""Loss of stability accepted for a finer division: the coarsest ones are stable because they are coarse."""
+_MAX_SPOTS = 20_000
+"""Spots that are compared; of more, a random subset."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """A choice of K and what it rests on.
+    """The chosen number of domains K and the evidence for it.
 
     Attributes
     ----------
     n_domains : int
-        The choice: the largest K whose stability is within 0.03, or one standard error, of the best.
+        The largest K whose stability is within 0.03, or one standard error, of the best.
     runners_up : tuple of int
-        The other K, the most stable first, three at most.
+        At most three other K, the most stable first.
     table : DataFrame
-        One row a K: ``n_domains``, ``stability`` (mean adjusted mutual information between pairs of
+        One row per K: ``n_domains``, ``stability`` (mean adjusted mutual information between pairs of
         subsamples, at most 1), ``stability_error`` (its standard error over subsamples), ``bic`` and
         ``icl`` (lower is better).
     """
@@ -66,40 +67,44 @@ def select_n_domains(
     Parameters
     ----------
     embedding : ndarray, (N, C), float32
-        What will be clustered.
+        The values that are clustered, one row per spot.
     candidates : sequence of int
-        The K to try, each at least 2; those above a tenth of the spots are left out.
+        The K to compare, each >= 2; those above a tenth of the number of spots are skipped.
     config : ClusterConfig
-        The mixture's settings.
+        Settings of the mixture; the defaults if None.
     n_subsamples : int
-        Fits for each K, at least 3.
+        Subsamples per K, >= 3.
     fraction : float
-        Share of the spots in each, in (0, 1).
+        Share of the spots in a subsample, in (0, 1).
     seed : int
-        Same seed, same table.
+        In [0, 2**32).
     device : str or torch.device
-        Where the mixtures run.
+        Device of the mixtures.
+
+    Returns
+    -------
+    Selection
 
     Raises
     ------
     InputError
-        No candidate is left, or an option is out of range.
+        No candidate is usable, or an option is out of range.
     """
     config = ClusterConfig() if config is None else config
     if n_subsamples < 3 or not 0 < fraction < 1:
         raise InputError(
-            f"expected n_subsamples >= 3 and 0 < fraction < 1; found {n_subsamples} and {fraction}."
+            f"Expected n_subsamples >= 3 and 0 < fraction < 1; found {n_subsamples} and {fraction}."
         )
     n_spots = len(embedding)
     usable = sorted({int(k) for k in candidates if 2 <= k <= max(2, n_spots // 10)})
     if not usable or n_spots < 20:
         raise InputError(
-            f"expected numbers of domains from 2 to a tenth of the {n_spots} spots; found {list(candidates)}. "
-            "Name the number of domains, or give more spots."
+            f"Expected at least 20 spots and candidates from 2 to a tenth of the number of spots; found {n_spots} "
+            f"spots and the candidates {list(candidates)}. Set the number of domains (--n-domains)."
         )
     rng = np.random.default_rng(seed)
-    if n_spots > _MOST_SPOTS:
-        embedding = embedding[np.sort(rng.choice(n_spots, _MOST_SPOTS, replace=False))]
+    if n_spots > _MAX_SPOTS:
+        embedding = embedding[np.sort(rng.choice(n_spots, _MAX_SPOTS, replace=False))]
     size = int(fraction * len(embedding))
     subsamples = [np.sort(rng.choice(len(embedding), size, replace=False)) for _ in range(n_subsamples)]
     fit_seeds = spawn_seeds(seed, n_subsamples + 1)
@@ -107,7 +112,7 @@ def select_n_domains(
     rows = []
     for k in usable:
         with warnings.catch_warnings():
-            # an empty component at one K tried is no news; it shows in the stability
+            # an empty component at one of the K shows in its stability
             warnings.simplefilter("ignore", AmilstWarning)
             whole = _mixture(k, config, fit_seeds[0], device).fit(embedding)
             labels = [
@@ -120,7 +125,7 @@ def select_n_domains(
             agreement[first, second] = agreement[second, first] = value
         per_subsample = agreement.sum(1) / (n_subsamples - 1)
         bic = whole.bic(embedding)
-        # ICL: BIC with the entropy of the assignments against it (Biernacki et al. 2000)
+        # ICL: BIC plus a penalty for uncertain assignments (Biernacki et al. 2000)
         certainty = np.log(np.maximum(whole.predict_proba(embedding).max(1), 1e-12)).sum()
         rows.append(
             {

@@ -1,4 +1,4 @@
-"""Readers, one file a family of formats; `read` recognises which one an input needs."""
+"""Readers, one module per family of formats, and atomic writing. `read` recognizes the format."""
 
 from .coordinates import COORDINATE_COLUMNS, join_annotation, join_columns, join_coordinates
 from .dispatch import read

@@ -1,4 +1,4 @@
-"""Tables with a row for each spot: coordinates, annotations. Read, matched by name, joined."""
+"""Tables with one row per spot (coordinates, annotations): read, match by name, join."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from .. import keys
-from ..errors import AmilstWarning, InputError
-from .files import PathLike, TextTable, examples, existing, open_text, reading
+from ..errors import AmilstWarning, InputError, MissingExtraError
+from .files import PathLike, TextTable, examples, existing_file, is_number, open_text, reading
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -33,27 +33,27 @@ VISIUM_COLUMNS = (
 """Columns of Space Ranger's tissue_positions; version 1 wrote them without a header."""
 
 COORDINATE_COLUMNS = (
-    ("x", "y"),
+    ("x", "y", "z"),
     ("pxl_col_in_fullres", "pxl_row_in_fullres"),  # Space Ranger
     ("imagecol", "imagerow"),  # Seurat, spatialLIBD
     ("pixel_x", "pixel_y"),
-    ("x_centroid", "y_centroid"),  # Xenium
-    ("center_x", "center_y"),  # MERSCOPE
-    ("x_coord", "y_coord"),  # Slide-seq
+    ("x_centroid", "y_centroid", "z_centroid"),  # Xenium
+    ("center_x", "center_y", "center_z"),  # MERSCOPE
+    ("x_coord", "y_coord", "z_coord"),  # Slide-seq
     ("new_x", "new_y"),
     ("array_col", "array_row"),
     ("col", "row"),
 )
-"""Pairs of columns taken for x and y. The first pair that a table has wins; capitals, dots and
-underscores do not matter."""
+"""Names of the columns that hold x, y and, where there may be one, z. The first entry whose x and y a table
+has is used; case, dots and underscores are ignored."""
 
 SELECTION_COLUMNS = ("in_tissue", "selected")
-"""Columns whose zeros mark spots to leave out."""
+"""Columns in which 0 marks spots to leave out."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """How the rows of a table were recognised in a list of spot names."""
+    """The identifiers of a table that agree best with a list of spot names, and how many names they match."""
 
     column: str
     identifiers: pd.Index
@@ -62,34 +62,33 @@ class Match:
 
 @dataclass(frozen=True)
 class SpotTable:
-    """A table with a row for each spot, all cells as text (missing ones NaN)."""
+    """A table with one row per spot, all cells as text (NaN where empty)."""
 
     path: Path
     frame: pd.DataFrame
 
     @classmethod
     def read(cls, path: PathLike) -> SpotTable:
-        """Read text with a header (any usual separator, gzipped or not), or Space Ranger's positions.
+        """Read a text table (any usual separator, gzip or not) or a parquet file.
 
-        Without a header (the first line then holds numbers, its first field aside) three columns are
-        name, x, y, and six are Space Ranger 1's positions.
+        Text without a header, that is, with a first line that holds only numbers after its first field,
+        is accepted with three columns (name, x, y) and with the six of Space Ranger 1.
 
         Raises
         ------
         InputError
-            No such file, a folder, empty, no table, or a parquet file without a package to read it.
+            The file is missing, a folder, empty or not a table.
+        MissingExtraError
+            A parquet file, and pyarrow is not installed.
         """
-        path = existing(path)
-        if path.is_dir():
-            raise InputError(f"{path} is a folder; expected a table (csv or tsv) with a row for each spot.")
-        with path.open("rb") as handle:
-            if handle.read(4) == b"PAR1":
-                return cls(path, _read_parquet(path))
+        path = existing_file(path, "a table (csv, tsv or parquet) with one row per spot")
+        with reading(path, "a table of spots"), path.open("rb") as handle:
+            is_parquet = handle.read(4) == b"PAR1"
+        if is_parquet:
+            return cls(path, _read_parquet(path))
         table = TextTable.sniff(path)
-        columns = table.header
-        has_header = not columns[0] or not all(_is_number(field) for field in columns[1:])
-        if not has_header:
-            columns = _columns_without_header(columns, path)
+        has_header = not table.first_is_numeric
+        columns = table.first if has_header else _columns_without_header(table)
         with reading(path, "a table of spots"), open_text(path) as handle:
             frame = pd.read_csv(
                 handle,
@@ -102,20 +101,22 @@ class SpotTable:
         return cls(path, frame)
 
     def column(self, *names: str) -> str | None:
-        """The first of ``names`` that is a column here, in the table's own spelling."""
+        """The first of ``names`` that is a column, as the table spells it."""
         here = {_plain(column): column for column in reversed(self.frame.columns)}
         return next((here[_plain(name)] for name in names if _plain(name) in here), None)
 
-    def coordinate_columns(self) -> tuple[str, str] | None:
-        """The columns of x and y by `COORDINATE_COLUMNS`, or None."""
-        for pair in COORDINATE_COLUMNS:
-            x, y = (self.column(name) for name in pair)
-            if x is not None and y is not None:
-                return x, y
+    def coordinate_columns(self) -> tuple[str, ...] | None:
+        """The columns of x, y and, if there is one with at least two different values, z; or None."""
+        for names in COORDINATE_COLUMNS:
+            x, y, *rest = (self.column(name) for name in names)
+            if x is None or y is None:
+                continue
+            z = [name for name in rest if name is not None and self.frame[name].nunique() > 1]
+            return (x, y, *z)
         return None
 
     def coordinates(self) -> np.ndarray:
-        """x and y of every row, n × 2, float64; NaN where the cell is empty.
+        """Coordinates of every row, (n, 2) or with z (n, 3), float64; NaN where the cell is empty.
 
         Raises
         ------
@@ -124,9 +125,9 @@ class SpotTable:
         """
         columns = self.coordinate_columns()
         if columns is None:
-            known = ", ".join("/".join(pair) for pair in COORDINATE_COLUMNS)
+            known = ", ".join("/".join(names) for names in COORDINATE_COLUMNS)
             raise InputError(
-                f"{self.path} has no coordinates: expected two columns with one of the names {known}; "
+                f"{self.path} has no coordinates: expected columns named {known} (z is optional); "
                 f"found {examples(self.frame.columns, 12)}."
             )
         numbers = []
@@ -136,39 +137,47 @@ class SpotTable:
             wrong = values.isna() & cells.notna()
             if wrong.any():
                 raise InputError(
-                    f"{self.path}: coordinates must be numbers; column {column!r} holds "
+                    f"{self.path}: coordinates must be numbers; column {column!r} contains "
                     f"{examples(cells[wrong])} ({wrong.sum()} of {len(cells)} rows). "
                     "Correct them or drop the rows."
                 )
             numbers.append(values.to_numpy(dtype=np.float64))
-        return np.column_stack(numbers)  # n × 2
+        return np.column_stack(numbers)  # (n, 2 or 3)
+
+    def deselected(self) -> tuple[np.ndarray, str | None]:
+        """Rows that a column of `SELECTION_COLUMNS` marks with 0 (n,), bool, and the name of that column."""
+        column = self.column(*SELECTION_COLUMNS)
+        if column is None:
+            return np.zeros(len(self.frame), dtype=bool), None
+        return self.frame[column].str.lower().isin(["0", "0.0", "false"]).to_numpy(dtype=bool), column
 
     def match(self, names: pd.Index) -> Match:
         """Find the identifiers that agree best with ``names`` (spot names as text).
 
-        Candidates are the first column, every column of text, and the name that Spatial
-        Transcriptomics gives its spots, ``"{x}x{y}"`` of the rounded coordinates. Coordinates by
-        themselves are none: an x of 22 is not the spot called "22".
+        Candidates are the first column, every text column, and the spot names of the Spatial
+        Transcriptomics platform, ``"{x}x{y}"`` with rounded coordinates. A column of coordinates is not a
+        candidate: an x of 22 is not the name of spot "22".
         """
-        frame, xy = self.frame, self.coordinate_columns() or ()
+        frame, columns = self.frame, self.coordinate_columns() or ()
         candidates = {
             column: pd.Index(frame[column])
             for i, column in enumerate(frame.columns)
-            if column not in xy and (i == 0 or not _is_number(frame[column].iloc[0]))
+            if column not in columns and (i == 0 or not is_number(frame[column].iloc[0]))
         }
-        if xy:
-            # cells that are no number match nothing; whether they matter is not decided here
-            rounded = (np.rint(pd.to_numeric(frame[axis], errors="coerce")) + 0.0 for axis in xy)  # no "-0"
-            names_by_place = [f"{x:.0f}x{y:.0f}" for x, y in zip(*rounded, strict=True)]
-            candidates["{x}x{y}"] = pd.Index(names_by_place, dtype=object)
+        if columns:
+            # Cells that are not numbers match nothing; `coordinates` reports them.
+            # Adding 0 turns -0 into 0.
+            x, y = (np.rint(pd.to_numeric(frame[axis], errors="coerce")) + 0.0 for axis in columns[:2])
+            grid_names = pd.Series([f"{i:.0f}x{j:.0f}" for i, j in zip(x, y, strict=True)], dtype=object)
+            candidates["{x}x{y}"] = pd.Index(grid_names.where(x.notna() & y.notna()))
         matches = [
             Match(column, identifiers, int(names.isin(identifiers).sum()))
             for column, identifiers in candidates.items()
         ]
-        return max(matches, key=lambda match: match.found)  # the earliest of equals
+        return max(matches, key=lambda match: match.found)  # the first of equals
 
     def locate(self, names: pd.Index) -> tuple[np.ndarray, str]:
-        """The row of each of ``names`` (n integers, -1 where there is none), and the column that told.
+        """The row of each name (n,), int64, -1 if there is none; and the column that holds the names.
 
         Raises
         ------
@@ -178,7 +187,7 @@ class SpotTable:
         best = self.match(names)
         if best.found == 0:
             raise InputError(
-                f"{self.path}: 0 of the {len(names)} spots match one of its {len(self.frame)} rows. "
+                f"{self.path}: 0 of {len(names)} spots match one of its {len(self.frame)} rows. "
                 f"Expected the same names in both; found {examples(names)} among the spots and "
                 f"{examples(best.identifiers)} in column {best.column!r} of the table."
                 f"{suffix_hint(names, best.identifiers)}"
@@ -187,39 +196,40 @@ class SpotTable:
         if len(repeated):
             raise InputError(
                 f"{self.path}: {repeated.nunique()} spots have more than one row (column {best.column!r}, "
-                f"e.g. {examples(repeated.unique())}); expected one row for each spot. Remove the others."
+                f"e.g. {examples(repeated.unique())}); expected one row per spot. Remove the duplicates."
             )
         row_of = {identifier: row for row, identifier in enumerate(best.identifiers)}
-        return np.array([row_of.get(name, -1) for name in names]), best.column
+        return np.array([row_of.get(name, -1) for name in names], dtype=np.int64), best.column
 
     def columns_at(self, rows: np.ndarray, *, without: Iterable[str] = ()) -> dict[str, np.ndarray]:
-        """The named columns in the order of ``rows``: numbers as numbers, missing where the row is -1."""
-        # -1 is no label of the index, so that reindex leaves such rows missing
+        """The named columns in the order of ``rows``, as numbers if possible; NaN where the row is -1."""
+        # -1 is not in the index, so that reindex returns missing values for such rows
         taken = self.frame.reindex(rows)
         left_out = {"", *without}
         return {name: _numbers_if_possible(taken[name]) for name in taken.columns if name not in left_out}
 
 
 def join_coordinates(adata: AnnData, path: PathLike, *, copy: bool = True) -> AnnData:
-    """Give the spots the coordinates that a table holds for them.
+    """Add the coordinates in a table to the spots.
 
     Parameters
     ----------
     adata
         n spots.
     path
-        Text table with a row for each spot: an identifier and x and y. x and y are the first pair of
-        `COORDINATE_COLUMNS` that the table has. The identifier is the first column, a column of text
-        or ``"{x}x{y}"`` (rounded), whichever agrees best with the spots' names.
+        Table with one row per spot: an identifier, x, y and optionally z, in columns named as in
+        `COORDINATE_COLUMNS`. The identifier is the first column, a text column or ``"{x}x{y}"`` (rounded),
+        whichever agrees best with the spot names.
     copy
-        Leave ``adata`` as it is. If false it may be changed and returned, which spares memory.
+        Leave ``adata`` unchanged. If false it may be changed and returned, which saves memory.
 
     Returns
     -------
     AnnData
-        The spots that the table holds and does not mark with a zero in ``in_tissue`` or ``selected``,
-        in the order of ``adata``. ``obsm["spatial"]``: n × 2, float64, in the table's unit. The table's
-        other columns are in ``obs`` (taking the place of columns of the same name).
+        The spots that have a row and are not marked 0 in ``in_tissue`` or ``selected``, in the order of
+        ``adata``. ``obsm["spatial"]``: (n, 2), or (n, 3) if the table has a z that varies; float64, in the
+        unit of the table. The other columns of the table are in ``obs`` and replace columns of the same
+        name.
 
     Warns
     -----
@@ -229,18 +239,19 @@ def join_coordinates(adata: AnnData, path: PathLike, *, copy: bool = True) -> An
     Raises
     ------
     InputError
-        No coordinates in the table, or not numbers; no name matches; a spot has several rows; no spot
-        is left.
+        The table has no coordinates, or they are not numbers; no name matches; a spot has several rows; or
+        no spot is left.
     """
-    table = SpotTable.read(path)
+    return join_table(adata, SpotTable.read(path), copy=copy)
+
+
+def join_table(adata: AnnData, table: SpotTable, *, copy: bool) -> AnnData:
+    """As `join_coordinates`, with a table that has been read."""
     coordinates = table.coordinates()
     rows, identifier = table.locate(adata.obs_names)
-    selection = table.column(*SELECTION_COLUMNS)
-    deselected = np.zeros(len(rows), dtype=bool)
-    if selection is not None:
-        marked = table.frame[selection].str.lower().isin(["0", "0.0", "false"]).to_numpy()
-        deselected = (rows >= 0) & marked[rows]
+    marked, selection = table.deselected()
     absent = rows < 0
+    deselected = ~absent & marked[rows]
     kept = ~absent & ~deselected
     if not kept.all():
         reasons = []
@@ -250,34 +261,36 @@ def join_coordinates(adata: AnnData, path: PathLike, *, copy: bool = True) -> An
             reasons.append(f"{deselected.sum()} are marked 0 in {selection!r}")
         message = f"{table.path}: {np.sum(~kept)} of {len(rows)} spots left out: {', '.join(reasons)}."
         if not kept.any():
-            raise InputError(f"{message} None remains; is this the table of another section?")
-        warnings.warn(message, AmilstWarning, stacklevel=2)
+            raise InputError(f"{message} No spot remains; is this the table of another section?")
+        warnings.warn(message, AmilstWarning, stacklevel=3)
         adata = adata[kept]
     rows = rows[kept]
-    if copy or adata.is_view:
+    if adata.isbacked and (copy or adata.is_view):
+        adata = adata.to_memory()  # anndata copies a backed object only to another file
+    elif copy or adata.is_view:
         adata = adata.copy()
     joined = {identifier, *(table.coordinate_columns() or ())}
     for name, values in table.columns_at(rows, without=joined).items():
         adata.obs[name] = values
     adata.obsm[keys.SPATIAL] = coordinates[rows]
-    _log.info("%s: %d of its %d rows are spots with counts", table.path, len(rows), len(coordinates))
+    _log.info("%s: %d of %d rows are spots with counts", table.path, len(rows), len(coordinates))
     return adata
 
 
 def join_columns(adata: AnnData, path: PathLike) -> list[str]:
-    """Add the columns of a table to ``adata.obs``, in place, by the spots' names.
+    """Add the columns of a table to ``adata.obs``, in place, matched by spot name.
 
     Parameters
     ----------
     adata
         n spots.
     path
-        Text table with a row for each spot; see `join_coordinates` for how rows are recognised.
+        Table with one row per spot; see `join_coordinates` for how rows are matched.
 
     Returns
     -------
     list of str
-        The columns added (or replaced). Spots without a row have NaN in them.
+        The columns added (or replaced). They are NaN for spots without a row.
 
     Warns
     -----
@@ -296,17 +309,17 @@ def join_columns(adata: AnnData, path: PathLike) -> list[str]:
 
 
 def join_annotation(adata: AnnData, path: PathLike) -> str:
-    """As `join_columns`, and tell which of the columns is the annotation.
+    """As `join_columns`, and determine which of the columns is the annotation.
 
     Returns
     -------
     str
-        The only column; of several, the only one of text in which a value comes twice.
+        The only column, or else the only text column with repeated values.
 
     Raises
     ------
     InputError
-        As `join_columns`; or more than one column, or none, could be meant (``adata`` is then as it was).
+        As `join_columns`; or the annotation is ambiguous or missing (``adata`` is then unchanged).
     """
     columns = _columns_for(adata, path)
     labels = [
@@ -318,15 +331,26 @@ def join_annotation(adata: AnnData, path: PathLike) -> str:
     if len(choice) != 1:
         raise InputError(
             f"{path}: expected one column of labels, found {examples(labels)} among the columns "
-            f"{examples(columns, 12)}. Keep the spots' names and one annotation in the table."
+            f"{examples(columns, 12)}. Keep only the spot names and one annotation in the table."
         )
     for name, values in columns.items():
         adata.obs[name] = values
     return choice[0]
 
 
+def suffix_hint(names: pd.Index, identifiers: pd.Index) -> str:
+    """A hint for the message if names would match without the "-1" that 10x appends to barcodes."""
+    bare_names, bare_identifiers = (
+        index.astype(str).str.replace(r"-\d+$", "", regex=True) for index in (names, identifiers)
+    )
+    found = bare_names.isin(bare_identifiers).sum()
+    if not found:
+        return ""
+    return f" {found} would match without the suffix ('-1'): add it to one side or remove it from the other."
+
+
 def _columns_for(adata: AnnData, path: PathLike) -> dict[str, np.ndarray]:
-    """The columns that a table has for the spots, with a warning if some are missing."""
+    """The columns of a table for the spots, with a warning if some have no row."""
     table = SpotTable.read(path)
     rows, identifier = table.locate(adata.obs_names)
     absent = rows < 0
@@ -344,14 +368,6 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", str(name).lower())
 
 
-def _is_number(field: object) -> bool:
-    try:
-        float(field)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
 def _numbers_if_possible(column: pd.Series) -> np.ndarray:
     try:
         return pd.to_numeric(column).to_numpy()
@@ -359,36 +375,24 @@ def _numbers_if_possible(column: pd.Series) -> np.ndarray:
         return column.to_numpy(dtype=object)
 
 
-def _columns_without_header(first_line: list[str], path: Path) -> list[str]:
-    if len(first_line) == 3:
+def _columns_without_header(table: TextTable) -> list[str]:
+    fields = table.first
+    if len(fields) == 3:
         return ["barcode", "x", "y"]
-    if len(first_line) == len(VISIUM_COLUMNS) and first_line[1] in ("0", "1"):
+    if len(fields) == len(VISIUM_COLUMNS) and fields[1] in ("0", "1"):
         return list(VISIUM_COLUMNS)
     raise InputError(
-        f"{path} has no header, and its {len(first_line)} columns do not tell which of them are coordinates. "
-        "Expected a header, or the three columns name, x, y, or Space Ranger's positions."
+        f"{table.path} has no header, and which of its {len(fields)} columns are coordinates is ambiguous. "
+        "Expected a header, or the three columns name, x, y, or the positions of Space Ranger 1."
     )
-
-
-def suffix_hint(names: pd.Index, identifiers: pd.Index) -> str:
-    """Say so if names would match but for the "-1" that 10x puts behind barcodes."""
-    bare_names, bare_identifiers = (
-        index.astype(str).str.replace(r"-\d+$", "", regex=True) for index in (names, identifiers)
-    )
-    found = bare_names.isin(bare_identifiers).sum()
-    if not found:
-        return ""
-    return f" {found} would match without the suffix ('-1'): add it to one side or strip it from the other."
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
     try:
         with reading(path, "a parquet table"):
-            return pd.read_parquet(path).astype(str)
+            frame = pd.read_parquet(path)
     except InputError as error:
         if not isinstance(error.__cause__, ImportError):
             raise
-        raise InputError(
-            f"{path} is a parquet file, and neither pyarrow nor fastparquet is installed. Install one "
-            "(pip install pyarrow), or save the table as tissue_positions.csv beside it."
-        ) from error
+        raise MissingExtraError.for_package("pyarrow", "parquet", f"reading {path}") from error
+    return frame.astype(str).where(frame.notna())  # text, as of the other tables, but missing cells NaN

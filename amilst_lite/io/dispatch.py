@@ -1,4 +1,4 @@
-"""One door for every format: look at what is there, then call the reader for it."""
+"""`read`: recognize the format of an input and call its reader."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def read(
     library_id: str | None = None,
     backed: bool | Literal["auto"] = False,
 ) -> AnnData:
-    """Read a section from any supported input, recognised by its content.
+    """Read a section from any supported input, recognized by its content.
 
     Parameters
     ----------
@@ -42,53 +42,58 @@ def read(
         One of
 
         - an ``.h5ad`` file (`read_h5ad`);
-        - a Visium folder of Space Ranger 1 to 4, or its matrix (`read_visium`);
+        - a Visium folder of Space Ranger 1 to 4, or the matrix in it (`read_visium`);
         - a 10x HDF5 file (`read_10x_h5`) or Matrix Market folder (`read_10x_mtx`), with ``coordinates``;
-        - a text table of counts, either way round, with ``coordinates`` (`read_table`);
-        - a folder that holds exactly one of the first three.
+        - a text table of counts in either orientation, with ``coordinates`` (`read_table`);
+        - a folder that contains exactly one of the first three.
     coordinates
-        Table with a row for each spot, its name and its x and y (`join_coordinates`). Needed by inputs
-        that have no coordinates; takes the place of those of inputs that have.
+        Table with one row per spot: name, x, y and optionally z (`join_coordinates`). Required for inputs
+        without coordinates; replaces those of other inputs.
     genome
         For 10x HDF5 files with several genomes.
     library_id
         For Visium folders: name of the section in ``uns["spatial"]``.
     backed
-        Leave the counts on disk, to be read by blocks of rows: for ``.h5ad`` and 10x HDF5 files that do not
-        fit into memory. "auto": if they would take more than a third of this machine's.
+        Leave the counts on disk, to be read in blocks of rows: for ``.h5ad`` and 10x HDF5 files that do not
+        fit into memory. "auto": if they would need more than a third of the memory of this machine. If
+        spots or features have to be left out, the others are read into memory.
 
     Returns
     -------
     AnnData
-        n spots × d genes: counts in ``X`` (CSR, float32) and coordinates in ``obsm["spatial"]`` (n × 2,
-        float64, in the input's unit). Of an ``.h5ad`` file all that it holds.
+        n spots × d genes: counts in ``X`` (CSR, float32) and coordinates in ``obsm["spatial"]``, (n, 2) or
+        (n, 3), float64, in the unit of the input. For an ``.h5ad`` file, everything in it; coordinates may
+        then be missing.
 
     Warns
     -----
     AmilstWarning
-        Names repeat, or spots were left out because they have no coordinates or lie off the tissue.
+        Names repeat, spots were left out (without coordinates or off the tissue), or a table of counts may
+        be incomplete.
 
     Raises
     ------
     InputError
-        The file is missing, empty, broken, of no known format, or without coordinates; or names in its
+        The input is missing, empty, broken, of an unknown format or without coordinates; or names in its
         parts do not match. The message says what was expected, what was found and what to do.
     """
-    kind, path = recognise(path)
-    # matrix files inside a Visium folder find their positions there, unless others are given
+    kind, path = recognize(path)
+    # a matrix inside a Visium folder uses the positions there, unless others are given
     if kind.startswith("10x") and coordinates is None and find_positions(path.parent) is not None:
         kind = "visium"
     if genome is not None and kind not in ("10x_h5", "visium"):
         raise InputError(
-            f"genome={genome!r} was asked for, but only 10x HDF5 files know genomes; {path} is none."
+            f"genome={genome!r} applies to 10x HDF5 files only; {path} is not one. Remove the option."
         )
     if library_id is not None and kind != "visium":
-        raise InputError(f"library_id={library_id!r} was given, but {path} is no Visium folder.")
+        raise InputError(
+            f"library_id={library_id!r} applies to Visium folders only; {path} is not one. Remove the option."
+        )
 
     if backed == "auto":
         backed = kind in ("h5ad", "10x_h5") and _is_large(path)
     elif backed and kind not in ("h5ad", "10x_h5"):
-        raise InputError(f"backed=True is for .h5ad and 10x HDF5 files; {path} is none of them.")
+        raise InputError(f"backed=True applies to .h5ad and 10x HDF5 files only; {path} is neither.")
 
     if kind == "table":
         if coordinates is None:
@@ -105,8 +110,8 @@ def read(
     return adata if coordinates is None else join_coordinates(adata, coordinates, copy=False)
 
 
-def recognise(path: PathLike) -> tuple[str, Path]:
-    """What ``path`` is, and where: a folder that holds a single section leads to that section.
+def recognize(path: PathLike) -> tuple[str, Path]:
+    """The kind and the path of an input; for a folder that contains a single input, of that input.
 
     Returns
     -------
@@ -116,11 +121,11 @@ def recognise(path: PathLike) -> tuple[str, Path]:
     Raises
     ------
     InputError
-        It is missing, empty, broken, of no known format, or holds several sections.
+        It is missing, empty, broken or of an unknown format, or contains several inputs.
     """
     path = existing(path)
     if path.is_dir():
-        return _recognise_folder(path)
+        return _recognize_folder(path)
     if h5py.is_hdf5(path):
         with reading(path, "an HDF5 file"), h5py.File(path, "r") as file:
             if is_h5ad(file):
@@ -130,23 +135,23 @@ def recognise(path: PathLike) -> tuple[str, Path]:
             found = examples(file, 8)
         raise InputError(
             f"{path} is an HDF5 file, but neither h5ad (groups 'X', 'obs', 'var') nor a 10x matrix "
-            f"(group 'matrix', or one for each genome); it holds {found}."
+            f"(group 'matrix', or one group per genome); it contains {found}."
         )
     try:
         with reading(path, "text"), open_text(path) as handle:
             head = handle.read(4096)
     except InputError as error:
-        # other bytes than text say that it is something else, not that it is broken
+        # bytes that are not text mean another format, not a broken file
         if not isinstance(error.__cause__, UnicodeDecodeError):
             raise
         head = "\0"
     if "\0" in head:
-        raise InputError(f"{path} is of no known format. Expected {_KNOWN}.")
+        raise InputError(f"The format of {path} is unknown. Expected {_KNOWN}.")
     return ("10x_mtx" if head.startswith("%%MatrixMarket") else "table"), path
 
 
 def _is_large(path: Path) -> bool:
-    """Whether the counts of an HDF5 file would take more than a third of the memory."""
+    """Whether the counts of an HDF5 file would need more than a third of the memory."""
     entries = 0
 
     def count(name: str, item: h5py.Group | h5py.Dataset) -> None:
@@ -160,25 +165,27 @@ def _is_large(path: Path) -> bool:
     return memory is not None and 8 * entries > memory / 3
 
 
-def _recognise_folder(folder: Path) -> tuple[str, Path]:
+def _recognize_folder(folder: Path) -> tuple[str, Path]:
     if _is_visium(folder):
         return "visium", folder
     if find_one(folder, MATRIX_NAMES) is not None:
         return "10x_mtx", folder
     inside = sorted(_inputs_inside(folder))
     if len(inside) == 1:
-        return recognise(inside[0])
+        return recognize(inside[0])
     if inside:
         names = examples((entry.relative_to(folder) for entry in inside), 20)
-        raise InputError(f"{folder} holds {len(inside)} inputs: {names}. Name one of them.")
-    raise InputError(f"{folder} holds no input of a known format, but {listing(folder)}. Expected {_KNOWN}.")
+        raise InputError(f"{folder} contains {len(inside)} inputs: {names}. Choose one of them.")
+    raise InputError(
+        f"{folder} contains no input of a known format; found {listing(folder)}. Expected {_KNOWN}."
+    )
 
 
 def _inputs_inside(folder: Path) -> Iterator[Path]:
     for entry in folder.iterdir():
         if entry.suffix in (".h5ad", ".h5") and entry.is_file():
             yield entry
-        # Space Ranger puts its results for DIR in DIR/outs
+        # Space Ranger writes the results of DIR to DIR/outs
         for place in (entry, entry / "outs"):
             if place.is_dir() and (_is_visium(place) or find_one(place, MATRIX_NAMES) is not None):
                 yield place
@@ -190,6 +197,6 @@ def _is_visium(folder: Path) -> bool:
 
 def _no_coordinates(path: Path) -> InputError:
     return InputError(
-        f"{path} holds counts but no coordinates. Give a table with a row for each spot, its name and its x "
-        "and y: coordinates=TABLE, on the command line --coordinates TABLE."
+        f"{path} has counts but no coordinates. Add a table with one row per spot (name, x, y): "
+        "coordinates=TABLE, on the command line --coordinates TABLE."
     )

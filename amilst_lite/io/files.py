@@ -1,4 +1,4 @@
-"""What every reader shares: finding files, opening text, saying clearly what went wrong."""
+"""Common to all readers: finding files, opening text tables, reporting unreadable files."""
 
 from __future__ import annotations
 
@@ -11,41 +11,68 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from ..errors import AmilstError, InputError
 
 PathLike = str | os.PathLike[str]
 
 
-def existing(path: PathLike) -> Path:
-    """``path`` as a Path that is there and, if it is a file, not empty.
+def checked_path(path: PathLike) -> Path:
+    """``path`` as a Path, ``~`` expanded.
 
     Raises
     ------
     InputError
-        Nothing has that name (the message offers the nearest names), or the file has no content.
+        It is not a path, or an empty string (which pathlib takes for the current folder).
     """
-    path = Path(path).expanduser()
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise InputError(f"Expected the path of a file or folder; found {path!r}.")
+    return Path(path).expanduser()
+
+
+def existing(path: PathLike) -> Path:
+    """``path`` as the Path of an existing folder or of an existing file that is not empty.
+
+    Raises
+    ------
+    InputError
+        Nothing has that name (the message lists similar names), or the file has no content.
+    """
+    path = checked_path(path)
     if not path.exists():
         folder = path.parent
         if not folder.is_dir():
             raise InputError(f"There is no file or folder {path}: its folder {folder} does not exist.")
         near = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], cutoff=0.5)
-        advice = f"Did you mean {examples(near)}?" if near else f"{folder} holds {listing(folder)}."
+        advice = f"Did you mean {examples(near)}?" if near else f"{folder} contains {listing(folder)}."
         raise InputError(f"There is no file or folder {path}. {advice}")
     if path.is_file() and path.stat().st_size == 0:
         raise InputError(f"{path} is empty (0 bytes). Download or write it again.")
     return path
 
 
+def existing_file(path: PathLike, expected: str) -> Path:
+    """As `existing`, for a reader that does not take folders; ``expected`` describes the file.
+
+    Raises
+    ------
+    InputError
+        As `existing`; or it is a folder.
+    """
+    path = existing(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; expected {expected}. It contains {listing(path)}.")
+    return path
+
+
 @contextmanager
 def reading(path: Path, expected: str) -> Iterator[None]:
-    """Turn whatever h5py, pandas, scipy or gzip raise inside into an InputError that names the file.
+    """Turn any error that h5py, pandas, scipy or gzip raise in the body into an InputError.
 
-    Parsers meet broken files with a zoo of exceptions (OSError, KeyError, EOFError, zlib.error,
-    anndata's own, ...), hence the broad clause; what we raise ourselves passes unchanged, as does a
-    lack of memory, which says nothing about the file.
+    Parsers raise many types on broken files (OSError, KeyError, EOFError, zlib.error, anndata's own, ...),
+    hence the broad clause. Our own errors pass unchanged, and so does MemoryError, which does not mean
+    that the file is broken.
     """
     try:
         yield
@@ -66,14 +93,15 @@ def examples(names: Iterable[object], n: int = 3) -> str:
 
 
 def listing(folder: Path) -> str:
-    """What a folder holds, for a message."""
-    return examples(sorted(entry.name for entry in folder.iterdir()), 8)
+    """The content of a folder for a message, hidden files last."""
+    names = (item.name for item in folder.iterdir())
+    return examples(sorted(names, key=lambda name: (name.startswith("."), name)), 8)
 
 
 def find_one(folder: Path, names: Sequence[str]) -> Path | None:
-    """The file in ``folder`` with one of ``names``, earlier ones preferred; None if there is none.
+    """The file in ``folder`` with one of ``names``, in order of preference; None if there is none.
 
-    Failing exact names, names with something put before them count, as public archives do
+    If there is no exact match, names with a prefix are accepted, as in public archives
     (``GSM123_matrix.mtx.gz``), provided that there is only one such file.
 
     Raises
@@ -90,10 +118,10 @@ def find_one(folder: Path, names: Sequence[str]) -> Path | None:
         prefixed = sorted(entry for entry in folder.iterdir() if entry.name.endswith(name))
         if len(prefixed) > 1:
             raise InputError(
-                f"{folder} holds {len(prefixed)} files ending in {name!r} "
+                f"{folder} contains {len(prefixed)} files whose names end in {name!r} "
                 f"({examples(entry.name for entry in prefixed)}); expected one. "
-                "Keep each section in a folder of its own, or name its files: the counts, and the positions "
-                "as coordinates=."
+                "Use one folder for each section, or give the files: the counts as the input and the "
+                "positions as coordinates=."
             )
         if prefixed:
             return prefixed[0]
@@ -101,63 +129,84 @@ def find_one(folder: Path, names: Sequence[str]) -> Path | None:
 
 
 def open_text(path: Path) -> TextIO:
-    """Open UTF-8 text, gzipped or not; told apart by the content, whatever the name says."""
+    """Open UTF-8 text, compressed with gzip or not; the content decides, not the extension."""
     with path.open("rb") as handle:
         gzipped = handle.read(2) == b"\x1f\x8b"
     opener: Callable[..., TextIO] = gzip.open if gzipped else open
-    # utf-8-sig: spreadsheets put a byte order mark before the first header
+    # utf-8-sig: spreadsheet programs write a byte order mark before the first column name
     return opener(path, "rt", encoding="utf-8-sig", newline="")
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """A text table whose separator has been found out.
+    """A text table with a known separator.
 
-    ``header`` is the first line, as long as the rows below it: where it is one shorter (R's
-    ``write.table`` leaves out the name of the row names), an empty name is put in front.
+    Attributes
+    ----------
+    path : Path
+    separator : str
+        Tab, comma, semicolon or space.
+    first : list of str
+        Fields of the first line. If it is one field shorter than the second line, as R's ``write.table``
+        writes headers (without a name for the row names), an empty name is put in front.
     """
 
     path: Path
     separator: str
-    header: list[str]
+    first: list[str]
 
     @classmethod
     def sniff(cls, path: Path) -> TextTable:
-        """Find the separator from the first two lines.
+        """Determine the separator from the first two lines.
 
-        The first of tab, comma, semicolon and blank wins that splits the second line into several
-        fields and the first line into as many, or one fewer. (Blank comes last, since labels such as
-        "invasive cancer" hold blanks.)
+        The separator is the first of tab, comma, semicolon and space that splits the second line into
+        several fields and the first line into the same number, or one fewer. Space comes last because
+        labels such as "invasive cancer" contain spaces.
 
         Raises
         ------
         InputError
-            Fewer than two lines, or no separator makes them agree.
+            Fewer than two lines, or no separator fits.
         """
         with reading(path, "a text table"), open_text(path) as handle:
             lines = list(islice((line for line in handle if line.strip()), 2))
         if len(lines) < 2:
             raise InputError(
-                f"{path} holds {len(lines)} line(s) of text; expected a header and rows below it."
+                f"{path} contains {len(lines)} line(s) of text; expected a header and at least one row."
             )
         for separator in "\t,; ":
-            header, row = split_rows(lines, separator)
-            if len(row) > 1 and len(header) in (len(row), len(row) - 1):
-                return cls(path, separator, [""] * (len(row) - len(header)) + header)
+            first, second = split_rows(lines, separator)
+            if len(second) > 1 and len(first) in (len(second), len(second) - 1):
+                return cls(path, separator, [""] * (len(second) - len(first)) + first)
         raise InputError(
-            f"{path} is no text table: its first two lines do not split into the same number of fields "
-            "by tab, comma, semicolon or blank."
+            f"{path} is not a text table: its first two lines do not split into the same number of fields "
+            "by tab, comma, semicolon or space."
         )
 
-    def rows(self) -> Iterator[list[str]]:
-        """The rows below the header, one list of fields each; blank lines are passed over."""
+    @property
+    def first_is_numeric(self) -> bool:
+        """Whether the first line may be data: all its fields but the first (not empty) are numbers."""
+        return bool(self.first[0]) and all(map(is_number, self.first[1:]))
+
+    def rows(self, *, header: bool = True) -> Iterator[tuple[int, list[str]]]:
+        """Line number (from 1) and fields of every row; empty lines are skipped, and so is the header."""
         with open_text(self.path) as handle:
-            rows = split_rows(handle, self.separator)
-            yield from islice((row for row in rows if row), 1, None)
+            reader = split_rows(handle, self.separator)
+            rows = ((reader.line_num, row) for row in reader if row)
+            yield from islice(rows, int(header), None)
 
 
-def split_rows(lines: Iterable[str], separator: str) -> Iterator[list[str]]:
-    """Fields of each line; several blanks count as one separator, quotes are taken off."""
+def split_rows(lines: Iterable[str], separator: str) -> Any:
+    """A csv reader over ``lines``; consecutive spaces count as one separator."""
     if separator == " ":
         return csv.reader((line.strip() for line in lines), delimiter=" ", skipinitialspace=True)
     return csv.reader(lines, delimiter=separator)
+
+
+def is_number(field: object) -> bool:
+    """Whether a field of a table converts to float."""
+    try:
+        float(field)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""AnnData's own files."""
+"""h5ad files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy import sparse
 
 from .. import keys
 from ..errors import InputError
-from .files import PathLike, examples, existing, reading
+from .files import PathLike, examples, existing_file, reading
 from .matrix import to_csr, unique
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def is_h5ad(file: h5py.File) -> bool:
-    """Whether an open HDF5 file is an AnnData (files before anndata 0.7 carry no mark)."""
+    """Whether an open HDF5 file is an AnnData (anndata before 0.7 wrote no ``encoding-type``)."""
     return file.attrs.get("encoding-type") == "anndata" or {"X", "obs", "var"} <= set(file)
 
 
@@ -31,15 +31,15 @@ def read_h5ad(path: PathLike, *, backed: bool = False) -> AnnData:
     path
         File written by ``AnnData.write_h5ad``.
     backed
-        Leave ``X`` on disk, to be read by blocks of rows.
+        Leave ``X`` on disk, to be read in blocks of rows.
 
     Returns
     -------
     AnnData
-        As stored, but for two things: counts in ``X`` (no value below zero or with a fraction) become
-        CSR in float32, in whatever form they were, and names are made unique. An ``X`` that holds
-        anything else is left alone, and so is one on disk. ``obsm["spatial"]`` may be missing; what
-        needs it will say so.
+        As stored, with two exceptions. Counts (no negative and no fractional values) in ``X`` and
+        ``layers["counts"]`` are converted to canonical CSR, float32, from any matrix type. Names are made
+        unique. An ``X`` with other values, or on disk, is unchanged. ``obsm["spatial"]`` may be missing;
+        functions that need it raise `MissingKeyError`.
 
     Warns
     -----
@@ -49,29 +49,32 @@ def read_h5ad(path: PathLike, *, backed: bool = False) -> AnnData:
     Raises
     ------
     InputError
-        No such file; no AnnData in it; broken; without any expression matrix.
+        The file is missing, a folder, broken or not an AnnData, or has no expression matrix.
     """
-    # here, not at the top: anndata takes half a second to import
+    # not at the top: anndata takes half a second to import
     import anndata
 
-    path = existing(path)
+    path = existing_file(path, "an h5ad file")
     with reading(path, "an h5ad file"):
         with h5py.File(path, "r") as file:
             if not is_h5ad(file):
                 raise InputError(
-                    f"{path} is no h5ad file: expected 'X', 'obs', 'var', found {examples(file, 8)}."
+                    f"{path} is not an h5ad file: expected 'X', 'obs', 'var', found {examples(file, 8)}."
                 )
         with warnings.catch_warnings():
-            # our own warning below says the same, and what was done about it
+            # `unique` warns below, and says what was done
             warnings.filterwarnings("ignore", message=".* names are not unique", category=UserWarning)
             adata = anndata.read_h5ad(path, backed="r" if backed else None)
         if adata.X is None and keys.COUNTS not in adata.layers:
             raise InputError(
-                f"{path} holds no expression: expected counts in X or layers[{keys.COUNTS!r}], "
+                f"{path} has no expression matrix: expected counts in X or layers[{keys.COUNTS!r}], "
                 f"found no X and the layers {examples(adata.layers)}."
             )
         if adata.X is not None and not backed and _are_counts(adata.X):
             adata.X = to_csr(adata.X)
+        counts = adata.layers.get(keys.COUNTS)
+        if counts is not None and _are_counts(counts):
+            adata.layers[keys.COUNTS] = to_csr(counts)
     adata.obs_names = unique(adata.obs_names, "spot names", path)
     adata.var_names = unique(adata.var_names, "gene names", path)
     return adata
@@ -80,5 +83,5 @@ def read_h5ad(path: PathLike, *, backed: bool = False) -> AnnData:
 def _are_counts(matrix: Any) -> bool:
     values = matrix.data if sparse.issparse(matrix) else np.asarray(matrix)
     blocks = np.array_split(values, max(1, values.size // 1_000_000))
-    # float32, the form to come, holds whole numbers up to 2^24; NaN fails the first comparison
+    # float32 represents integers up to 2^24 exactly; NaN fails the first comparison
     return all(bool(np.all((one >= 0) & (one <= 2**24) & (one == np.floor(one)))) for one in blocks)

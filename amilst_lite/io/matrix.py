@@ -1,4 +1,4 @@
-"""From names and numbers to an AnnData: the form in which every reader hands over its counts."""
+"""From a matrix and names to an AnnData: the matrix type that every reader returns."""
 
 from __future__ import annotations
 
@@ -18,47 +18,48 @@ if TYPE_CHECKING:
 
 
 def to_csr(matrix: Any) -> sparse.csr_matrix:
-    """``matrix`` (spots × genes) as canonical CSR in float32: sorted, no duplicates, no stored zeros.
+    """``matrix`` (spots × genes) as canonical CSR, float32: sorted, no duplicates, no explicit zeros.
 
-    float32 holds every count up to 2^24 exactly, at half the memory of what most files use.
+    float32 represents counts up to 2^24 exactly, with half the memory of the types that most files use.
 
     Raises
     ------
     ValueError
-        Indices are negative or beyond the shape, or row pointers fall.
+        Indices are negative or out of range, or row pointers decrease.
     """
+    # Only on request does scipy check indices. Out of range, they corrupt memory in the conversion below.
+    if sparse.issparse(matrix) and matrix.format in ("csr", "csc"):
+        matrix.check_format(full_check=True)
     matrix = sparse.csr_matrix(matrix, dtype=np.float32)
-    # scipy checks shapes only unless asked; an index beyond them would read foreign memory later
-    matrix.check_format(full_check=True)
     matrix.sum_duplicates()
     matrix.eliminate_zeros()
     return matrix
 
 
 def assemble(matrix: Any, obs: pd.DataFrame, var: pd.DataFrame, source: Path) -> AnnData:
-    """An AnnData of ``matrix`` (n spots × d genes), its names made unique.
+    """An AnnData of ``matrix`` (n spots × d genes) with unique names.
 
     Parameters
     ----------
     matrix
-        Counts, n × d: CSR, or a matrix on disk.
+        Counts, (n, d): CSR, or a matrix on disk.
     obs, var
         Columns of the spots (n rows) and genes (d rows), indexed by their names.
     source
-        Named in messages.
+        The file, for messages.
 
     Raises
     ------
     InputError
-        The numbers of names do not fit the matrix.
+        The numbers of names do not match the shape.
     """
-    # here, not at the top: anndata takes half a second to import
+    # not at the top: anndata takes half a second to import
     from anndata import AnnData
 
     if matrix.shape != (len(obs), len(var)):
         raise InputError(
-            f"{source} contradicts itself: the matrix has {matrix.shape[0]} spots × {matrix.shape[1]} genes, "
-            f"but {len(obs)} spots and {len(var)} genes are named."
+            f"{source} is inconsistent: the matrix has {matrix.shape[0]} spots × {matrix.shape[1]} genes, "
+            f"but there are names of {len(obs)} spots and {len(var)} genes. Download it again."
         )
     obs.index = unique(obs.index, "spot names", source)
     var.index = unique(var.index, "gene names", source)
@@ -66,17 +67,17 @@ def assemble(matrix: Any, obs: pd.DataFrame, var: pd.DataFrame, source: Path) ->
 
 
 def unique(names: pd.Index, what: str, source: Path) -> pd.Index:
-    """``names`` as text, with "-1", "-2", ... added to repeats, and a warning if there are any."""
+    """``names`` as text; "-1", "-2", ... is appended to repeated ones, with a warning."""
     from anndata.utils import make_index_unique
 
-    # the name of the column they came from, if any, goes: AnnData would try to store it
+    # without the name of the column they came from, which AnnData would try to store
     names = names.astype(str).rename(None)
     repeated = names.duplicated()
     if not repeated.any():
         return names
     warnings.warn(
         f"{source}: {repeated.sum()} of {len(names)} {what} repeat an earlier one "
-        f"(e.g. {examples(names[repeated].unique())}); '-1', '-2', ... were added to tell them apart.",
+        f"(e.g. {examples(names[repeated].unique())}); '-1', '-2', ... were appended to make them unique.",
         AmilstWarning,
         stacklevel=2,
     )

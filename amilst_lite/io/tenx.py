@@ -1,4 +1,4 @@
-"""10x Genomics matrices: HDF5 of Cell Ranger 1, 2 and 3+, and Matrix Market folders."""
+"""10x Genomics matrices: HDF5 files of Cell Ranger 1, 2 and 3+, and Matrix Market folders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scipy import io as scipy_io
 from scipy import sparse
 
 from ..errors import InputError
-from .files import PathLike, examples, existing, find_one, listing, open_text, reading
+from .files import PathLike, examples, existing, existing_file, find_one, listing, open_text, reading
 from .matrix import assemble, to_csr
 
 if TYPE_CHECKING:
@@ -23,31 +23,35 @@ if TYPE_CHECKING:
 GENE_EXPRESSION = "Gene Expression"
 MATRIX_NAMES = ("matrix.mtx.gz", "matrix.mtx")
 
-# in /matrix/features, the columns that go by another name or need no place in var
+# columns of /matrix/features that have another name in var, or are not copied
 _RENAMED_FEATURES = {"name", "id", "gene_id", "feature_type", "_all_tag_keys"}
 
 
 def legacy_genomes(file: h5py.File) -> list[str]:
-    """Names of the groups that hold a matrix as Cell Ranger 1 and 2 wrote it, one for each genome."""
+    """Names of the groups that hold a matrix in the layout of Cell Ranger 1 and 2, one per genome."""
     needed = {"barcodes", "genes", "data", "indices", "indptr"}
     return [name for name, group in file.items() if isinstance(group, h5py.Group) and needed <= set(group)]
 
 
 def is_10x(file: h5py.File) -> bool:
-    """Whether an open HDF5 file holds a 10x matrix of any version."""
+    """Whether an open HDF5 file contains a 10x matrix of any version."""
     modern = isinstance(file.get("matrix"), h5py.Group) and "features" in file["matrix"]
     return modern or bool(legacy_genomes(file))
 
 
-class _MarkedGroup(h5py.Group):
-    """A 10x matrix with the marks by which anndata knows a CSR matrix on disk."""
+class _CSRGroup(h5py.Group):
+    """A 10x matrix with the attributes by which anndata recognizes a CSR matrix on disk.
+
+    ``anndata.io.sparse_dataset`` takes shape and format from the attributes of the group alone. A 10x file
+    has none of them, and it is opened read-only.
+    """
 
     @property
     def attrs(self) -> UserDict[str, Any]:
         shape = self["shape"][:] if "shape" in self else (len(self["genes"]), len(self["barcodes"]))
-        marks = {"encoding-type": "csr_matrix", "encoding-version": "0.1.0"}
+        encoding = {"encoding-type": "csr_matrix", "encoding-version": "0.1.0"}
         # stored as genes × barcodes in CSC, which is barcodes × genes in CSR
-        return UserDict({**marks, "shape": (int(shape[1]), int(shape[0]))})
+        return UserDict({**encoding, "shape": (int(shape[1]), int(shape[0]))})
 
 
 def read_10x_h5(
@@ -64,36 +68,37 @@ def read_10x_h5(
     path
         E.g. ``filtered_feature_bc_matrix.h5``.
     genome
-        Take only this genome's genes. Files of Cell Ranger 1 and 2 keep a matrix for each genome:
-        with several, one must be chosen.
+        Keep only the genes of this genome. Files of Cell Ranger 1 and 2 have one matrix per genome; if
+        there are several, one must be chosen.
     gene_expression_only
-        Leave out features that are no genes (antibodies, guides, ...).
+        Leave out features that are not genes (antibodies, guides, ...).
     backed
-        Leave ``X`` on disk, to be read by blocks of rows; where features have to be left out, all is read.
+        Leave ``X`` on disk, to be read in blocks of rows. If features have to be left out, ``X`` is read
+        into memory nevertheless.
 
     Returns
     -------
     AnnData
         n barcodes × d genes. ``X``: counts, CSR, float32. ``var``: named by gene symbol (by probe in
-        a probe matrix); ``gene_ids``, ``feature_types``, ``genome`` and what else the file says of its
-        features (``probe_ids``, ``filtered_probes``, ``probe_region``). ``obs``: ``filtered_barcodes``
-        in a probe matrix.
+        a probe matrix); ``gene_ids``, ``feature_types``, ``genome`` and the other feature columns of the
+        file (``probe_ids``, ``filtered_probes``, ``probe_region``). ``obs``: ``filtered_barcodes`` in a
+        probe matrix.
 
     Raises
     ------
     InputError
-        No such file; no 10x matrix in it; broken; genome missing, or not chosen.
+        The file is missing, a folder, broken or not a 10x matrix; or the genome is missing or ambiguous.
 
     References
     ----------
     10x Genomics, "Feature-Barcode Matrices in HDF5 format", Cell Ranger documentation.
     """
-    path = existing(path)
+    path = existing_file(path, "a 10x HDF5 file")
     with reading(path, "a 10x HDF5 matrix"), h5py.File(path, "r") as file:
         if not is_10x(file):
             raise InputError(
-                f"{path} is no 10x matrix: expected a group 'matrix' with 'features' (Cell Ranger 3+) or "
-                f"a group for each genome (Cell Ranger 1, 2), found {examples(file, 8)}."
+                f"{path} is not a 10x matrix: expected a group 'matrix' with 'features' (Cell Ranger 3+) or "
+                f"one group per genome (Cell Ranger 1, 2), found {examples(file, 8)}."
             )
         if "matrix" in file:
             group, genes = file["matrix"], "features/id"
@@ -125,15 +130,15 @@ def read_10x_h5(
 
 
 def read_10x_mtx(path: PathLike, *, gene_expression_only: bool = True) -> AnnData:
-    """Read a 10x Matrix Market folder: matrix, barcodes, and genes (v1, v2) or features (v3+).
+    """Read a 10x Matrix Market folder: matrix, barcodes, and genes (Cell Ranger 1, 2) or features (3+).
 
     Parameters
     ----------
     path
-        The folder, or the ``matrix.mtx[.gz]`` in it. Each of the three files may be gzipped, and may
-        have a prefix (``GSM123_matrix.mtx.gz``), the same for all three.
+        The folder, or the ``matrix.mtx[.gz]`` in it. Each of the three files may be compressed with gzip,
+        and they may have a common prefix (``GSM123_matrix.mtx.gz``).
     gene_expression_only
-        Leave out features that are no genes (antibodies, guides, ...).
+        Leave out features that are not genes (antibodies, guides, ...).
 
     Returns
     -------
@@ -144,14 +149,17 @@ def read_10x_mtx(path: PathLike, *, gene_expression_only: bool = True) -> AnnDat
     Raises
     ------
     InputError
-        No such folder; one of the files is missing or broken; their lengths disagree.
+        The folder or one of the files is missing or broken, or their lengths disagree.
     """
     path = existing(path)
     matrix_path = find_one(path, MATRIX_NAMES) if path.is_dir() else path
     if matrix_path is None:
         raise InputError(
-            f"{path} is no Matrix Market folder: expected matrix.mtx or matrix.mtx.gz, found {listing(path)}."
+            f"{path} is not a Matrix Market folder: expected matrix.mtx or matrix.mtx.gz, found "
+            f"{listing(path)}."
         )
+    if not matrix_path.name.endswith(MATRIX_NAMES):
+        raise InputError(f"{path} is not a Matrix Market file: expected a name ending in matrix.mtx[.gz].")
     prefix = matrix_path.name.removesuffix(".gz").removesuffix("matrix.mtx")
     barcodes = _read_names(matrix_path, prefix, ("barcodes",))
     features = _read_names(matrix_path, prefix, ("features", "genes"))
@@ -165,10 +173,10 @@ def read_10x_mtx(path: PathLike, *, gene_expression_only: bool = True) -> AnnDat
 
 
 def _on_disk(path: Path, group: str) -> Any:
-    """The matrix in ``group`` of a file, barcodes × genes, left on disk; the file stays open."""
+    """The matrix in ``group`` of a file, barcodes × genes, on disk; the file remains open."""
     from anndata.io import sparse_dataset
 
-    return sparse_dataset(_MarkedGroup(h5py.File(path, "r")[group].id))
+    return sparse_dataset(_CSRGroup(h5py.File(path, "r")[group].id))
 
 
 def _text(dataset: h5py.Dataset) -> np.ndarray:
@@ -180,25 +188,25 @@ def _choose_genome(genomes: list[str], genome: str | None, path: Path) -> str:
         return genomes[0]
     if genome not in genomes:
         raise InputError(
-            f"{path} holds the genome(s) {examples(genomes, 8)}; "
+            f"{path} contains the genome(s) {examples(genomes, 8)}; "
             f"{'choose one with' if genome is None else 'there is no'} genome={genome or genomes[0]!r}."
         )
     return genome
 
 
 def _read_names(matrix_path: Path, prefix: str, stems: tuple[str, ...]) -> pd.DataFrame:
-    """The text file beside the matrix that names one of its axes, without header; all columns as text."""
+    """The text file next to the matrix with the names of one axis, without header; all columns as text."""
     names = [f"{prefix}{stem}.tsv{ending}" for stem in stems for ending in (".gz", "")]
     path = next((matrix_path.with_name(name) for name in names if matrix_path.with_name(name).exists()), None)
     if path is None:
-        raise InputError(f"Beside {matrix_path} there is no {' or '.join(names)}; expected one of them.")
-    # no NA: there are genes called NA and NaN; no quotes: there are genes with a prime
+        raise InputError(f"Next to {matrix_path} there is no {' or '.join(names)}; expected one of them.")
+    # there are genes named NA and NaN, and genes with a prime
     with reading(path, "tab-separated names"), open_text(existing(path)) as handle:
         return pd.read_csv(handle, sep="\t", header=None, dtype=str, na_filter=False, quoting=csv.QUOTE_NONE)
 
 
 def _select(adata: AnnData, path: Path, genome: str | None, gene_expression_only: bool) -> AnnData:
-    """Only the genome and the feature type that are wanted."""
+    """Keep the requested genome and feature type."""
     wanted = np.ones(adata.n_vars, dtype=bool)
     if genome is not None:
         genomes = adata.var["genome"]
@@ -208,7 +216,7 @@ def _select(adata: AnnData, path: Path, genome: str | None, gene_expression_only
     if not wanted.any():
         types = adata.var["feature_types"].unique()
         raise InputError(
-            f"{path} holds no features of the type {GENE_EXPRESSION!r}, only {examples(types)}. "
-            "read_10x_h5 and read_10x_mtx take them with gene_expression_only=False."
+            f"{path} has no features of the type {GENE_EXPRESSION!r}, only {examples(types)}. "
+            "read_10x_h5 and read_10x_mtx keep them with gene_expression_only=False."
         )
     return adata if wanted.all() else adata[:, wanted].copy()

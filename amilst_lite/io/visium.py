@@ -1,10 +1,11 @@
-"""Visium sections as Space Ranger 1 to 4 leaves them."""
+"""Visium sections in the output folders of Space Ranger 1 to 4."""
 
 from __future__ import annotations
 
 import json
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from .. import keys
 from ..errors import AmilstWarning, InputError, MissingExtraError
 from .coordinates import join_columns, join_coordinates
-from .files import PathLike, examples, existing, find_one, listing, open_text, reading
+from .files import PathLike, examples, existing, existing_file, find_one, listing, open_text, reading
 from .tenx import MATRIX_NAMES, read_10x_h5, read_10x_mtx
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ _IMAGES = {"hires": "tissue_hires_image", "lowres": "tissue_lowres_image"}
 
 
 def find_positions(folder: Path) -> Path | None:
-    """The table of positions in ``folder/spatial`` or in ``folder`` itself, if there is one."""
+    """The table of positions in ``folder/spatial`` or ``folder``, or None."""
     return find_one(folder / "spatial", POSITIONS) or find_one(folder, POSITIONS)
 
 
@@ -50,43 +51,43 @@ def read_visium(
     Parameters
     ----------
     path
-        Folder with ``filtered_feature_bc_matrix.h5`` or the folder ``filtered_feature_bc_matrix`` and with
-        ``spatial/tissue_positions[_list].csv``; or the counts inside such a folder, to choose among
-        several. Prefixes, and positions beside the counts, are accepted as archives have them.
+        Folder that contains ``filtered_feature_bc_matrix.h5`` or the folder ``filtered_feature_bc_matrix``,
+        and ``spatial/tissue_positions[_list].csv``; or the counts in such a folder, to choose among several.
+        File names with a prefix, and positions next to the counts, are accepted, as in public archives.
     genome, gene_expression_only
         See `read_10x_h5`.
     library_id
-        Name of the section in ``uns["spatial"]``; if None the one in the HDF5 file, else the folder's.
+        Name of the section in ``uns["spatial"]``; by default that in the HDF5 file, or else of the folder.
 
     Returns
     -------
     AnnData
-        The n spots in tissue. ``X``: counts, CSR, float32. ``obsm["spatial"]``: n × 2, float64, pixels of
+        The n spots in tissue. ``X``: counts, CSR, float32. ``obsm["spatial"]``: (n, 2), float64, pixels of
         the full-resolution image, x (column) before y (row). ``obs``: ``in_tissue``, ``array_row``,
         ``array_col`` and the columns of ``metadata.tsv`` if the folder has one.
-        ``uns["spatial"][library_id]``: ``scalefactors``; ``metadata`` with ``hires_image_path`` and
-        ``lowres_image_path``; ``images``, empty: the slots of scanpy and squidpy, but with the images
-        left on disk (see `load_image`).
+        ``uns["spatial"][library_id]``, as in scanpy and squidpy: ``scalefactors``; ``metadata`` with
+        ``hires_image_path`` and ``lowres_image_path``; and ``images``, which is empty because images stay
+        on disk (see `load_image`).
 
     Warns
     -----
     AmilstWarning
-        Spots were left out, lack metadata, or names repeat.
+        Spots were left out or have no metadata, or names repeat.
 
     Raises
     ------
     InputError
-        Counts or positions are missing, broken, or belong to different sections.
+        Counts or positions are missing or broken, or belong to different sections.
     """
     path = existing(path)
-    # a folder with the matrix itself inside is the counts, unless the positions are there too
+    # A folder that contains matrix.mtx is the counts, unless it contains the positions, too.
     is_section = path.is_dir() and (find_positions(path) is not None or find_one(path, MATRIX_NAMES) is None)
     folder = path if is_section else path.parent
     positions = find_positions(folder)
     if positions is None:
         raise InputError(
-            f"{folder} holds no positions of the spots: expected spatial/tissue_positions.csv (Space Ranger "
-            f"2+) or spatial/tissue_positions_list.csv (Space Ranger 1), found {listing(folder)}."
+            f"{folder} has no positions of the spots: expected spatial/tissue_positions.csv (Space Ranger 2+) "
+            f"or spatial/tissue_positions_list.csv (Space Ranger 1), found {listing(folder)}."
         )
     counts = _find_counts(folder) if is_section else path
     if counts.is_dir() or ".mtx" in counts.name:
@@ -106,28 +107,33 @@ def read_visium(
 
 
 def load_image(adata: AnnData, library_id: str | None = None) -> tuple[np.ndarray, float] | None:
-    """The tissue's image and its scale, for drawing spots over it.
+    """Load the tissue image and its scale, to draw spots on it.
 
     Parameters
     ----------
     adata
-        With ``uns["spatial"]`` as `read_visium`, scanpy or squidpy leave it. Images in memory come
-        first, then those on disk; the high resolution before the low.
+        With ``uns["spatial"]`` as written by `read_visium`, scanpy or squidpy. The image of high resolution
+        is preferred to that of low resolution, and an image in memory to one on disk.
     library_id
-        Which section; None if there is one.
+        The section; may be None if there is only one.
 
     Returns
     -------
     tuple of (numpy.ndarray, float) or None
-        Height × width × 3 or 4 (uint8, or float in [0, 1]), and the factor that takes
-        ``obsm["spatial"]`` to its pixels. None if there is no image, or no longer (with a warning).
+        Image, (height, width, 3 or 4), uint8 or float in [0, 1], and the factor from ``obsm["spatial"]`` to
+        its pixels. None if there is no image, or none that can be read.
+
+    Warns
+    -----
+    AmilstWarning
+        An image file is missing or cannot be read; the message names it.
 
     Raises
     ------
     MissingExtraError
         matplotlib, which reads the file, is not installed.
     InputError
-        The library is unknown or not chosen, or the image file is broken.
+        The library is unknown or ambiguous.
     """
     libraries = adata.uns.get(keys.SPATIAL, {})
     if not libraries:
@@ -136,7 +142,11 @@ def load_image(adata: AnnData, library_id: str | None = None) -> tuple[np.ndarra
         library_id = next(iter(libraries))
     if library_id not in libraries:
         raise InputError(f"library_id must be one of {examples(libraries, 12)}; found {library_id!r}.")
-    library = libraries[library_id]
+    return tissue_image(libraries[library_id])
+
+
+def tissue_image(library: Mapping[str, Any]) -> tuple[np.ndarray, float] | None:
+    """`load_image` of one entry of ``uns["spatial"]``."""
     for resolution in _IMAGES:
         scale = library.get("scalefactors", {}).get(f"tissue_{resolution}_scalef")
         image = library.get("images", {}).get(resolution)
@@ -145,10 +155,10 @@ def load_image(adata: AnnData, library_id: str | None = None) -> tuple[np.ndarra
             continue
         if image is not None:
             return np.asarray(image), float(scale)
-        if Path(path).exists():
-            return _read_image(Path(path)), float(scale)
-        message = f"The image {path} is no longer there; going on without it."
-        warnings.warn(message, AmilstWarning, stacklevel=2)
+        try:
+            return _read_image(path), float(scale)
+        except InputError as error:
+            warnings.warn(f"The tissue image is not used: {error}", AmilstWarning, stacklevel=3)
     return None
 
 
@@ -156,8 +166,8 @@ def _find_counts(folder: Path) -> Path:
     counts = find_one(folder, _COUNTS)
     if counts is None:
         raise InputError(
-            f"{folder} holds positions of spots but no counts: expected filtered_feature_bc_matrix.h5 or the "
-            f"folder filtered_feature_bc_matrix, found {listing(folder)}. Put Space Ranger's matrix there."
+            f"{folder} has positions of spots but no counts: expected filtered_feature_bc_matrix.h5 or the "
+            f"folder filtered_feature_bc_matrix, found {listing(folder)}. Copy Space Ranger's matrix there."
         )
     return counts
 
@@ -167,13 +177,13 @@ def _as_text(value: Any) -> str:
 
 
 def _describe_images(positions: Path, attributes: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What ``uns["spatial"]`` says of one section; files carry the positions' prefix, if any."""
+    """The entry of ``uns["spatial"]``; file names have the same prefix as the positions, if any."""
     prefix = positions.name[: positions.name.index("tissue_positions")]
     folder = positions.parent.resolve()
     scalefactors: dict[str, float] = {}
     path = find_one(folder, [f"{prefix}scalefactors_json.json{ending}" for ending in ("", ".gz")])
     if path is None:
-        _log.info("%s holds no scale factors: spot size and image scale are unknown", folder)
+        _log.info("%s has no scale factors: spot size and image scale are unknown", folder)
     else:
         with reading(path, "scale factors (JSON)"), open_text(existing(path)) as handle:
             scalefactors = {name: float(value) for name, value in json.load(handle).items()}
@@ -189,10 +199,11 @@ def _describe_images(positions: Path, attributes: dict[str, Any]) -> dict[str, d
     return {"images": {}, "scalefactors": scalefactors, "metadata": metadata}
 
 
-def _read_image(path: Path) -> np.ndarray:
+def _read_image(path: PathLike) -> np.ndarray:
     try:
         from matplotlib.image import imread
     except ImportError as error:
         raise MissingExtraError.for_package("matplotlib", "plot", "reading the tissue image") from error
+    path = existing_file(path, "an image")
     with reading(path, "an image"):
         return imread(path)

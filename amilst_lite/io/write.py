@@ -1,37 +1,53 @@
-"""Writing so that a name never stands for a half-written file."""
+"""Atomic writing: a file or a results folder appears under its name only once it is complete."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import InputError
-from .files import PathLike, listing
+from ..errors import AmilstWarning, InputError
+from .files import PathLike, checked_path, listing
+
+RECORD = "run.json"
+"""The file by which a folder is recognized as the results of a run."""
 
 
 @contextmanager
 def atomic_path(target: PathLike, *, overwrite: bool = False) -> Iterator[Path]:
-    """Hand out a temporary name beside ``target``; rename it to ``target`` when all went well.
+    """Yield a temporary path next to ``target`` and rename it to ``target`` if the body succeeds.
 
-    The temporary name keeps the ending, by which many writers choose the format. If the body raises,
-    the temporary file goes and ``target`` stays as it was. Missing parent folders are made, and go again.
+    If the body raises, the temporary file is removed and ``target`` is unchanged. Missing parent folders
+    are created, and removed again on failure. A symbolic link is followed: the file it refers to is replaced.
+
+    Parameters
+    ----------
+    target : path-like
+        The file to write. The temporary name has the same extension, from which many writers infer the
+        format.
+    overwrite : bool
+        Replace an existing file.
 
     Raises
     ------
     InputError
-        ``target`` exists and ``overwrite`` is false, or its folder cannot be written.
+        ``target`` is empty, a folder or a device; it exists and ``overwrite`` is false; or its folder
+        cannot be created or written.
     """
-    target = Path(target).expanduser().resolve()
+    target = _resolved(target)
     if target.is_dir():
         raise InputError(f"{target} is a folder; expected the name of a file.")
-    if target.exists() and not overwrite:
-        raise InputError(f"{target} exists. Choose another name, or overwrite it (--force).")
+    if target.exists():
+        if not target.is_file():
+            raise InputError(f"{target} is not a regular file. Choose another name.")
+        if not overwrite:
+            raise InputError(f"{target} exists. Choose another name, or overwrite it (--force).")
     with _parents(target):
-        temporary = _temporary_name(target)
+        temporary = _hidden_name(target)
         try:
             yield temporary
             os.replace(temporary, target)
@@ -41,51 +57,113 @@ def atomic_path(target: PathLike, *, overwrite: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(target: PathLike, *, overwrite: bool = False) -> Iterator[Path]:
-    """Hand out a temporary folder beside ``target``; it becomes ``target`` when all went well.
+    """Yield a temporary folder next to ``target`` and rename it to ``target`` if the body succeeds.
 
-    With ``overwrite`` into a folder that exists, its files are replaced one by one, each at a stroke;
-    other files in it stay. If the body raises, nothing changes.
+    With ``overwrite`` an earlier run is replaced as a whole, so that no file of it remains. It is renamed
+    and deleted only once the new folder is complete: if the body raises, ``target`` is unchanged. A
+    symbolic link is followed: the folder it refers to is replaced.
+
+    Parameters
+    ----------
+    target : path-like
+        The folder to write. Missing parent folders are created, and removed again on failure.
+    overwrite : bool
+        Replace the results of an earlier run, that is, a folder that contains ``run.json``. Any other
+        folder with content is never deleted.
+
+    Warns
+    -----
+    AmilstWarning
+        The earlier results could not be deleted; the message names the folder that remains.
 
     Raises
     ------
     InputError
-        ``target`` is a file, or a folder that is not empty while ``overwrite`` is false, or its place
-        cannot be written.
+        ``target`` is empty, a file or a mount point; a folder with content (see ``overwrite``); or its
+        place cannot be written.
     """
-    target = Path(target).expanduser().resolve()
-    if target.exists() and not target.is_dir():
-        raise InputError(f"{target} is a file; expected the name of a folder.")
-    if target.is_dir() and not overwrite and any(target.iterdir()):
-        raise InputError(
-            f"The folder {target} is not empty (it holds {listing(target)}). "
-            "Choose another name, or overwrite its files (--force)."
-        )
-    if target.is_dir() and not os.access(target, os.W_OK):
-        raise InputError(f"The folder {target} cannot be written. Choose another place.")
+    target = _resolved(target)
+    _check_replaceable(target, overwrite)
     with _parents(target):
-        temporary = _temporary_name(target)
+        temporary = _hidden_name(target)
         with _writing(temporary):
             temporary.mkdir()
         try:
             yield temporary
-            if target.is_dir():
-                for file in sorted(path for path in temporary.rglob("*") if path.is_file()):
-                    place = target / file.relative_to(temporary)
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(file, place)
-            else:
-                os.replace(temporary, target)
-        finally:
+        except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        try:
+            _check_replaceable(target, overwrite)  # another process may have written there in the meantime
+            _replace_folder(target, temporary)
+        except (InputError, OSError) as error:
+            raise InputError(
+                f"The results are complete but could not be moved to {target} ({error}). "
+                f"They are in {temporary}."
+            ) from error
 
 
-def _temporary_name(target: Path) -> Path:
+def _check_replaceable(target: Path, overwrite: bool) -> None:
+    """Refuse a folder target that cannot be replaced, or whose content must not be deleted."""
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise InputError(f"{target} is a file; expected the name of a folder.")
+    if os.path.ismount(target):
+        raise InputError(f"{target} is a mount point and cannot be replaced. Choose a folder inside it.")
+    with _writing(target):
+        is_empty = next(target.iterdir(), None) is None
+    if is_empty:
+        return
+    if not overwrite:
+        raise InputError(
+            f"The folder {target} is not empty (it contains {listing(target)}). "
+            "Choose another name, or replace the results of an earlier run (--force)."
+        )
+    if not (target / RECORD).is_file():
+        raise InputError(
+            f"The folder {target} does not look like the results of a run: it has no {RECORD} and contains "
+            f"{listing(target)}. It is not deleted. Choose another name, or delete it yourself."
+        )
+
+
+def _replace_folder(target: Path, complete: Path) -> None:
+    """Rename ``complete`` to ``target``; what was there is deleted afterwards, or restored on failure."""
+    if not target.exists():
+        complete.rename(target)
+        return
+    old = _hidden_name(target)
+    target.rename(old)
+    try:
+        complete.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    if old.exists():
+        warnings.warn(
+            f"The earlier results could not be deleted completely; what remains is in {old}.",
+            AmilstWarning,
+            stacklevel=4,
+        )
+
+
+def _resolved(target: PathLike) -> Path:
+    path = checked_path(target)
+    with _writing(path):
+        try:
+            return path.resolve()
+        except RuntimeError as error:  # a loop of symbolic links, before Python 3.13
+            raise OSError(str(error)) from error
+
+
+def _hidden_name(target: Path) -> Path:
     return target.with_name(f".{target.stem}.{secrets.token_hex(4)}{target.suffix}")
 
 
 @contextmanager
 def _parents(target: Path) -> Iterator[None]:
-    """Make the folders that lead to ``target``; take those made away again if the body raises."""
+    """Create the missing parent folders of ``target``; remove them again if the body raises."""
     missing = [folder for folder in target.parents if not folder.exists()]  # innermost first
     with _writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +173,7 @@ def _parents(target: Path) -> Iterator[None]:
         yield
     except BaseException:
         for folder in missing:
-            with suppress(OSError):  # someone else has put something there
+            with suppress(OSError):  # not empty
                 folder.rmdir()
         raise
 

@@ -1,9 +1,8 @@
 """Building blocks: dropout with its own generator, dense block, graph convolution.
 
-Shapes. The spots always come first and the features last. A layer made with ``members=M``
-holds M independent sets of weights and maps (N, M, C_in) to (N, M, C_out): M small networks
-trained at once, which on small sections costs little more than one. With ``members=None``
-there is no such axis: (N, C_in) to (N, C_out).
+Shapes. Spots are the first axis and features the last. A layer with ``members=M`` holds M independent
+sets of weights and maps (N, M, C_in) to (N, M, C_out): M small networks trained at once, which on small
+sections costs little more than one. With ``members=None`` it maps (N, C_in) to (N, C_out).
 """
 
 from __future__ import annotations
@@ -57,12 +56,12 @@ class Dense(nn.Module):
     n_in, n_out : int
         Width of input and output.
     members : int or None
-        Number of independent networks; see the module's text.
+        Number of independent networks; see the module docstring.
     bias : bool
         Whether to add ``b``.
     init : {"kaiming", "normal"}
         ``kaiming``: uniform on ±1/sqrt(C_in), torch's own for a linear layer. ``normal``: standard
-        deviation 0.02 and zero bias, as the published players start.
+        deviation 0.02 and zero bias, as the published adversaries are initialized.
     generator : torch.Generator, optional
         Source of the initial weights.
     """
@@ -105,7 +104,7 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over the spots, separately for each member.
+    """Batch normalization over the spots, separately for each member.
 
     ``eps`` 1e-3 and ``momentum`` 0.01 are the published network's.
     """
@@ -126,7 +125,7 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, [M,] C) → the same; statistics of the batch in training, the running ones otherwise."""
-        normalised = F.batch_norm(
+        normalized = F.batch_norm(
             x.flatten(1),
             self.running_mean.flatten(),
             self.running_var.flatten(),
@@ -136,11 +135,11 @@ class BatchNorm(nn.Module):
             self.momentum,
             self.eps,
         )
-        return normalised.view(x.shape)
+        return normalized.view(x.shape)
 
 
 class DenseBlock(nn.Module):
-    """Linear → batch normalisation → ELU → dropout: the block of the published network."""
+    """Linear → batch normalization → ELU → dropout: the block of the published network."""
 
     def __init__(
         self,

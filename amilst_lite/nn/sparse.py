@@ -1,15 +1,15 @@
 """The product Â·H of a sparse symmetric matrix with a dense one, and its gradient.
 
-Every graph layer of the package is this product. Three things make it fast and reproducible:
+Every graph layer of the package is this product. Three properties make it fast and reproducible:
 
-* **Gather, don't scatter.** Row i of the result is a weighted sum of the rows of H that row i of Â
-  names, so each row has one writer: no atomic additions, one order of summation, the same bits on
-  every run, on a GPU too. ``torch.nn.functional.embedding_bag`` is that operation, vectorised on the
+* **Gather instead of scatter.** Row i of the result is a weighted sum of the rows of H at the non-zero
+  columns of row i of Â, so each row is written once: no atomic additions, one order of summation, the same
+  bits in every run, on a GPU too. ``torch.nn.functional.embedding_bag`` is that operation, vectorized on the
   CPU and one thread per output element on CUDA. (PyTorch's product over the COO tensor itself is
   30 times slower on a CPU; cuSPARSE promises reproducible sums only for an algorithm that PyTorch
   does not select, see "cusparseSpMM" in NVIDIA's cuSPARSE documentation.)
 * **Â is its own transpose**, so the gradient with respect to H is the same product again: backward
-  calls forward, needs no second matrix, and can itself be differentiated.
+  is forward again, needs no second matrix, and can itself be differentiated.
 * **Row offsets and 32-bit indices are made once**, when the matrix is wrapped in
   :class:`SymmetricAdjacency`.
 
@@ -35,18 +35,16 @@ _NARROW = 16
 
 
 class SymmetricAdjacency:
-    """A sparse symmetric matrix Â, made ready for :func:`propagate`.
+    """A sparse symmetric matrix Â, prepared for :func:`propagate`.
 
     Parameters
     ----------
     coo : Tensor
         Coalesced sparse COO tensor, N × N, float32 or float64. It **must be symmetric**, in its
-        pattern and its values: the gradient relies on it. :meth:`check_symmetric` looks.
+        pattern and its values: the gradient relies on it. :meth:`check_symmetric` verifies it.
 
     Attributes
     ----------
-    coo : Tensor
-        The tensor given.
     n_nodes : int
         Number of rows, N.
     offsets : Tensor
@@ -72,7 +70,6 @@ class SymmetricAdjacency:
             raise InputError("the sparse tensor is not coalesced; call .coalesce() on it first.")
         if coo.dtype not in (torch.float32, torch.float64):
             raise InputError(f"expected float32 or float64 values; found {coo.dtype}.")
-        self.coo = coo
         self.n_nodes = int(coo.shape[0])
         rows, columns = coo.indices()  # sorted by row, then column, since coalesced
         integer = torch.int32 if coo._nnz() < 2**31 else torch.int64
@@ -87,34 +84,48 @@ class SymmetricAdjacency:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
             return torch.sparse_csr_tensor(
-                self.offsets, self.columns, self.values, self.coo.shape, check_invariants=False
+                self.offsets, self.columns, self.values, (self.n_nodes,) * 2, check_invariants=False
             )
 
     @property
     def device(self) -> torch.device:
-        """Where the matrix lives."""
-        return self.coo.device
+        """Device of the matrix."""
+        return self.values.device
+
+    @property
+    def rows(self) -> Tensor:
+        """(E,) int64, the row of each entry."""
+        index = torch.arange(self.n_nodes, device=self.device)
+        return torch.repeat_interleave(index, self.offsets.diff(), output_size=len(self.values))
+
+    @property
+    def coo(self) -> Tensor:
+        """The matrix as a coalesced sparse COO tensor, built on access, since it takes 20 bytes per entry."""
+        indices = torch.stack([self.rows, self.columns.long()])
+        return torch.sparse_coo_tensor(
+            indices, self.values, (self.n_nodes,) * 2, check_invariants=False, is_coalesced=True
+        )
 
     def to(self, device: str | torch.device) -> SymmetricAdjacency:
-        """The same matrix on ``device``; itself when it is there already."""
-        moved = self.coo.to(device)
-        return self if moved is self.coo else SymmetricAdjacency(moved)
+        """The same matrix on ``device``; itself if it is already there."""
+        return self if torch.device(device) == self.device else SymmetricAdjacency(self.coo.to(device))
 
     def check_symmetric(self, tolerance: float = 1e-6) -> None:
-        """Raise unless Â equals its transpose, to ``tolerance`` times its largest entry. Costs a sort.
+        """Raise unless Â equals its transpose, to ``tolerance`` times its largest entry. Takes a sort.
 
         Raises
         ------
         InputError
             The two differ; the message gives the largest difference.
         """
-        difference = (self.coo - self.coo.t()).coalesce().values().abs()
+        coo = self.coo
+        difference = (coo - coo.t()).coalesce().values().abs()
         largest = float(difference.max()) if len(difference) else 0.0
         scale = float(self.values.abs().max()) if len(self.values) else 0.0
         if not largest <= tolerance * scale:
             raise InputError(
                 f"the matrix is not symmetric: an entry differs from its mirror image by {largest:.3g}. "
-                "Make it so, for example with (A + A.t()) / 2, before propagating over it."
+                "Symmetrize it first, for example with (A + A.t()) / 2."
             )
 
     def _multiply(self, features: Tensor) -> Tensor:
@@ -167,7 +178,7 @@ def propagate(adjacency: SymmetricAdjacency | Tensor, features: Tensor) -> Tenso
     ----------
     adjacency : SymmetricAdjacency or Tensor
         Â, N × N, symmetric. A coalesced sparse COO tensor is wrapped on every call, which costs
-        about as much as the product: wrap it once yourself where the product is repeated.
+        about as much as the product: wrap it once where the product is repeated.
     features : Tensor
         H, (N, C), on the same device, any strides; float64, float32, bfloat16 or float16.
 
@@ -181,7 +192,7 @@ def propagate(adjacency: SymmetricAdjacency | Tensor, features: Tensor) -> Tenso
     Raises
     ------
     InputError
-        Shapes, devices or dtypes don't fit together.
+        Shapes, devices or dtypes do not match.
 
     Notes
     -----

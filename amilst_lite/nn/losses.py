@@ -1,10 +1,10 @@
-"""One pure function for every term of the objective.
+"""Terms of the objective, as pure functions.
 
-Shapes. N spots, C features; with an ensemble an axis of M members stands between them. Every
-term is reduced over spots and features and keeps the member axis: a scalar without members,
-(M,) with. Summed over members and sent backward, each member gets the gradient of its own loss.
+Shapes. N spots, C features, and with an ensemble an axis of M members between them. Every term is reduced
+over spots and features and keeps the member axis: a scalar without members, (M,) with. The gradient of the
+sum over members is, for each member, the gradient of its own loss.
 
-No function here holds an array of N × N: the link losses cost one dot product per edge.
+No function here builds an N × N array: the link losses cost one dot product per edge.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def gaussian_kl(mean: Tensor, log_sigma: Tensor) -> Tensor:
 class _Gather(torch.autograd.Function):
     """x[index] whose gradient is summed in a fixed order on every device.
 
-    On a CPU, indexing's own backward may add with several threads at once, so that two runs
-    differ in the last bit; index_add there is serial. On CUDA it is the other way round:
-    index_put sorts, index_add uses atomic additions.
+    On a CPU, the backward of indexing may add with several threads at once, so that two runs differ in the
+    last bit, while index_add is serial. On CUDA, index_put sorts and is reproducible, while index_add uses
+    atomic additions.
     """
 
     @staticmethod
@@ -72,7 +72,7 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(x: Tensor, index: Tensor) -> Tensor:
-    """Rows of x, with a gradient that is the same to the bit on every run."""
+    """Rows of x, with a gradient that is reproducible to the bit."""
     return _Gather.apply(x, index)
 
 
@@ -85,8 +85,8 @@ def masked_link_loss(z: Tensor, edges: Tensor, n_edges_total: int | None = None)
     """The published link loss, exactly, at the cost of one dot product per edge.
 
     norm · mean over all N² pairs of BCE-with-logits(M⊙S, M⊙(A+I)) with mask M = A+I and
-    norm = N²/(2(N² − |A|)). The mask leaves every other pair with logit and label 0, a
-    constant log 2 each, so this equals
+    norm = N²/(2(N² − |A|)). Every other pair has logit and label 0, which contributes a constant log 2,
+    so this equals
 
         norm/N² · ( Σ_{(i,j) ∈ A+I} softplus(−s_ij) + (N² − |A| − N) · log 2 ).
 
@@ -108,12 +108,12 @@ def masked_link_loss(z: Tensor, edges: Tensor, n_edges_total: int | None = None)
 
 
 def positive_link_loss(z: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Mean of softplus(−s_ij) over pairs that are neighbours."""
+    """Mean of softplus(−s_ij) over pairs that are neighbors."""
     return F.softplus(-_pair_logits(z, first, second)).mean(0)
 
 
 def negative_link_loss(z: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Mean of softplus(s_ij) over pairs drawn at random, which are hardly ever neighbours."""
+    """Mean of softplus(s_ij) over random pairs, which are rarely neighbors."""
     return F.softplus(_pair_logits(z, first, second)).mean(0)
 
 
@@ -125,7 +125,7 @@ def soft_assignment(z: Tensor, centers: Tensor) -> Tensor:
     z : Tensor, (N, [M,] C)
         Latent representation.
     centers : Tensor, ([M,] K, C)
-        Cluster centres.
+        Cluster centers.
 
     Returns
     -------
@@ -153,6 +153,6 @@ def jensen_shannon(joint: Tensor, product: Tensor) -> Tensor:
 
     A lower bound, up to constants, of the Jensen–Shannon divergence between the joint
     distribution and the product of the marginals (Nowozin et al. 2016; Hjelm et al. 2019,
-    eq. 4). Zero at best; −2·log 2 when T says nothing.
+    eq. 4). At most zero; −2·log 2 for an uninformative T.
     """
     return -F.softplus(-joint).mean(0) - F.softplus(product).mean(0)

@@ -1,7 +1,7 @@
-"""Refinement: each spot takes the domain that most of its neighbours on the section have.
+"""Refinement: each spot takes the domain of the majority of its spatial neighbors.
 
-It removes single spots astray in another domain and straightens borders. It also erases structures
-one or two spots thick, so the refined labels belong beside the others, not in their place.
+It removes isolated spots inside other domains and smooths borders. It also erases structures one or two spots
+thick, so the refined labels complement the original ones and do not replace them.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import ArrayLike
-from scipy.spatial import cKDTree
 
-from .errors import InputError
-from .runtime import n_threads
+from ..errors import InputError
+from .neighbors import check_coordinates, nearest_neighbors, section_codes
 
 __all__ = ["majority_vote"]
 
@@ -24,27 +23,27 @@ def majority_vote(
     n_neighbors: int = 6,
     sample: ArrayLike | None = None,
 ) -> np.ndarray:
-    """Replace each label by the majority among the spot itself and its spatial neighbours.
+    """Replace each label by the majority among the spot itself and its spatial neighbors.
 
     Parameters
     ----------
     labels : array-like, shape (n_spots,)
         The domains; none missing.
     neighbors : ndarray, shape (n_spots, 2) or (n_spots, 3), or sparse matrix, shape (n_spots, n_spots)
-        Coordinates, in any unit; or a neighbour graph, of which only the places of the non-zero
-        entries count, row by row.
+        Coordinates, in any unit; or a neighbor graph, of which only the positions of the non-zero
+        entries matter, row by row.
     n_neighbors : int
-        Nearest spots that vote, when coordinates are given: 6 are the ring around a Visium spot. At
-        most the section's spots less one.
+        Nearest spots that vote, with all that tie with the last of them, when coordinates are given: 6 are
+        the ring around a Visium spot. At most the number of spots of the section minus one.
     sample : array-like, shape (n_spots,), optional
-        The section of each spot, when coordinates are given: only spots of the same section vote.
+        The section of each spot, when coordinates are given; only spots of the same section vote.
 
     Returns
     -------
     ndarray, shape (n_spots,)
-        Refined labels, of the type given. A spot moves only if one domain has strictly more votes
-        than every other; a tie leaves it where it is. Every domain stays: if all spots of one would
-        leave it, they keep their label.
+        Refined labels, of the type given. A label changes only if one domain has strictly more votes than
+        every other; a tie leaves it unchanged. No domain vanishes: if all its spots would change, they keep
+        their label.
 
     Raises
     ------
@@ -54,8 +53,8 @@ def majority_vote(
 
     Notes
     -----
-    One round of votes, all at once: the outcome does not depend on the order of the spots. Time and
-    memory are linear in the number of votes.
+    All spots vote at once, so the result does not depend on their order. Time and memory are linear in the
+    number of votes.
     """
     given: np.ndarray = np.asarray(labels)
     if given.ndim != 1 or pd.isna(given).any():
@@ -66,13 +65,15 @@ def majority_vote(
     domains, own = np.unique(given, return_inverse=True)
     if sp.issparse(neighbors):
         if sample is not None:
-            raise InputError("sample is for coordinates; a neighbour graph already says who neighbours whom.")
+            raise InputError(
+                "sample applies to coordinates only; a neighbor graph already defines the neighbors."
+            )
         votes = _count_votes(own, len(domains), _pattern(neighbors, len(own)))
     else:
         votes = _count_votes(own, len(domains), _nearest(neighbors, len(own), n_neighbors, sample))
     refined = _winners(votes, own)
-    # A domain that would be emptied keeps its spots. Giving them back may empty the domain that had
-    # won them, hence the loop; each round brings one back for good, so K rounds are enough.
+    # A domain that would vanish keeps its spots. This may empty the domain that had won them, hence the loop;
+    # each round restores one for good, so K rounds are enough.
     while len(empty := np.setdiff1d(np.arange(len(domains)), refined)):
         back = np.isin(own, empty)
         refined[back] = own[back]
@@ -82,7 +83,7 @@ def majority_vote(
 def _pattern(graph: sp.spmatrix | sp.sparray, n_spots: int) -> sp.csr_matrix:
     """Ones where the graph has a non-zero entry off its diagonal."""
     if graph.shape != (n_spots, n_spots):
-        raise InputError(f"The graph must be {n_spots}×{n_spots}, as there are labels; found {graph.shape}.")
+        raise InputError(f"the graph must be {n_spots} × {n_spots}, one row per label; found {graph.shape}.")
     edges = sp.coo_matrix(graph)
     edges.sum_duplicates()
     kept = (edges.data != 0) & (edges.row != edges.col)
@@ -91,42 +92,25 @@ def _pattern(graph: sp.spmatrix | sp.sparray, n_spots: int) -> sp.csr_matrix:
 
 
 def _nearest(
-    coordinates: np.ndarray,
-    n_spots: int,
-    n_neighbors: int,
-    sample: ArrayLike | None,
+    coordinates: np.ndarray, n_spots: int, n_neighbors: int, sample: ArrayLike | None
 ) -> sp.csr_matrix:
     """Ones from each spot to its nearest others in its own section."""
-    points = np.asarray(coordinates, dtype=np.float64)
-    if points.ndim != 2 or len(points) != n_spots:
+    points = check_coordinates(coordinates)
+    if len(points) != n_spots:
         raise InputError(
             f"coordinates must have one row for each of the {n_spots} labels; found shape {points.shape}."
         )
-    if not np.isfinite(points).all():
-        raise InputError("coordinates must be finite; found NaN or infinite values. Remove those spots.")
     if n_neighbors < 1:
-        raise InputError(f"n_neighbors must be at least 1; found {n_neighbors}.")
-    sections = np.zeros(n_spots) if sample is None else np.asarray(sample)
-    if sections.shape != (n_spots,) or pd.isna(sections).any():
-        raise InputError(f"sample must name the section of each of the {n_spots} spots, none missing.")
-    sources, targets = [], []
-    for section in pd.unique(sections):
-        spots = np.flatnonzero(sections == section)
-        k = min(n_neighbors, len(spots) - 1)
-        if k == 0:
-            continue  # a section of one spot: nobody to ask
-        _, found = cKDTree(points[spots]).query(points[spots], k=k + 1, workers=n_threads())
-        # Leave each spot itself out. Where more than k others lie at the very same place, it may not
-        # be among those found: then the last of them goes.
-        itself = found == np.arange(len(spots))[:, None]
-        itself[~itself.any(axis=1), -1] = True
-        sources.append(np.repeat(spots, k))
-        targets.append(spots[found[~itself]])
-    if not sources:
-        return sp.csr_matrix((n_spots, n_spots), dtype=np.float32)
-    source, target = np.concatenate(sources), np.concatenate(targets)
-    ones = np.ones(len(source), dtype=np.float32)
-    return sp.csr_matrix((ones, (source, target)), shape=(n_spots, n_spots))
+        raise InputError(f"n_neighbors must be an integer >= 1; found {n_neighbors}.")
+    codes, names = section_codes(sample, n_spots)  # type: ignore[arg-type]
+    adjacency = sp.csr_matrix((n_spots, n_spots), dtype=np.float32)
+    for code in range(len(names)):
+        spots = np.flatnonzero(codes == code)
+        if (k := min(n_neighbors, len(spots) - 1)) > 0:
+            found = nearest_neighbors(points[spots], k)[0].tocoo()
+            votes = (found.data.astype(np.float32), (spots[found.row], spots[found.col]))
+            adjacency += sp.csr_matrix(votes, shape=adjacency.shape)
+    return adjacency
 
 
 def _count_votes(own: np.ndarray, n_domains: int, adjacency: sp.csr_matrix) -> sp.csr_matrix:

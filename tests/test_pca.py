@@ -1,4 +1,4 @@
-"""PCA against scikit-learn and the dense formula: any input, any solver."""
+"""PCA against scikit-learn and the dense formula, for every kind of input and every solver."""
 
 import h5py
 import numpy as np
@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from sklearn.decomposition import PCA as SklearnPCA
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-import amilst_lite.decomposition as decomposition
-from amilst_lite.decomposition import PCA
+import amilst_lite.preprocess.pca as decomposition
 from amilst_lite.errors import InputError, NotFittedError
+from amilst_lite.preprocess.pca import PCA
 
 CUDA = pytest.param(
     "cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA")]
@@ -20,7 +20,7 @@ CUDA = pytest.param(
 
 
 def counts(n, d, rank=6, zeros=0.6, seed=0):
-    """Non-negative, mostly zero, of low rank plus noise; columns of unlike scale."""
+    """Non-negative, mostly zero, of low rank plus noise; columns of different scale."""
     random = np.random.default_rng(seed)
     low = random.gamma(1.0, 1.0, (n, rank)) @ random.gamma(1.0, 1.0, (rank, d))
     X = (low + 0.1 * random.random((n, d))) * random.gamma(2.0, 1.0, d)
@@ -28,7 +28,7 @@ def counts(n, d, rank=6, zeros=0.6, seed=0):
 
 
 def dense_oracle(X, k, center, scale, clip):
-    """Components by the definition: standardise, clip, centre, SVD."""
+    """Components by the definition: standardize, clip, center, SVD."""
     z = X - X.mean(0) if center else X
     if scale:
         deviation = X.std(0, ddof=1)
@@ -43,7 +43,7 @@ def dense_oracle(X, k, center, scale, clip):
 
 @pytest.mark.filterwarnings("ignore::amilst_lite.errors.AmilstWarning")
 @parametrize_with_checks([PCA(), PCA(2, scale=True, clip=2.0, solver="randomized")])
-def test_follows_scikit_learn(estimator, check):
+def test_scikit_learn_estimator_checks(estimator, check):
     check(estimator)
 
 
@@ -53,30 +53,30 @@ def test_follows_scikit_learn(estimator, check):
     ("center", "scale", "clip"),
     [(True, False, None), (True, True, None), (True, True, 1.5), (False, False, None), (False, True, 1.0)],
 )
-def test_exact_solver_is_the_dense_formula(shape, kind, center, scale, clip):
+def test_exact_solver_equals_dense_formula(shape, kind, center, scale, clip):
     X = counts(*shape)
     z, singular, axes = dense_oracle(X, 5, center, scale, clip)
-    given_as = {
+    converted = {
         "array": X,
         "csr": scipy.sparse.csr_matrix(X),
         "csc": scipy.sparse.csc_array(X),
         "tensor": torch.from_numpy(X),
     }[kind]
-    pca = PCA(5, center=center, scale=scale, clip=clip, solver="exact").fit(given_as)
+    pca = PCA(5, center=center, scale=scale, clip=clip, solver="exact").fit(converted)
     assert pca.solver_ == "exact"
     assert np.allclose(pca.singular_values_, singular[:5], rtol=1e-9)
     assert np.allclose(pca.explained_variance_, singular[:5] ** 2 / (len(X) - 1), rtol=1e-9)
     assert np.allclose(pca.explained_variance_ratio_, singular[:5] ** 2 / (singular**2).sum(), rtol=1e-9)
     signs = np.sign((pca.components_ * axes).sum(1))
     assert np.allclose(pca.components_, axes * signs[:, None], atol=1e-8)
-    assert np.allclose(pca.transform(given_as), z @ axes.T * signs, atol=1e-7 * singular[0])
+    assert np.allclose(pca.transform(converted), z @ axes.T * signs, atol=1e-7 * singular[0])
 
 
 @pytest.mark.parametrize("kind", ["array", "csr"])
 @pytest.mark.parametrize(
     ("center", "scale", "clip"), [(True, False, None), (True, True, 1.5), (False, True, None)]
 )
-def test_randomized_solver_comes_near(kind, center, scale, clip):
+def test_randomized_solver_is_close(kind, center, scale, clip):
     X = counts(500, 200, zeros=0.2)
     _, singular, _ = dense_oracle(X, 5, center, scale, clip)
     pca = PCA(5, center=center, scale=scale, clip=clip, solver="randomized")
@@ -107,7 +107,7 @@ def test_far_from_the_origin(solver):
 
 @pytest.mark.parametrize("solver", ["exact", "randomized"])
 @pytest.mark.parametrize("clip", [None, 2.0])
-def test_chunks_from_disk_are_the_matrix(tmp_path, solver, clip):
+def test_chunks_give_same_result_as_matrix(tmp_path, solver, clip):
     X = counts(700, 30)
     options = {"scale": True, "clip": clip, "solver": solver}
     whole = PCA(4, **options).fit(X)
@@ -124,8 +124,8 @@ def test_chunks_from_disk_are_the_matrix(tmp_path, solver, clip):
     assert np.allclose(scores, whole.transform(X), atol=1e-6)
 
 
-def test_no_chunks_and_a_chunk_with_nan():
-    with pytest.raises(InputError, match="no row blocks"):
+def test_invalid_chunks():
+    with pytest.raises(InputError, match="found none"):
         PCA(2).fit_chunks(lambda: iter([]))
     with pytest.raises(InputError, match="NaN"):
         PCA(2).fit_chunks(lambda: iter([np.ones((5, 3)), np.full((5, 3), np.nan)]))
@@ -133,22 +133,22 @@ def test_no_chunks_and_a_chunk_with_nan():
 
 @pytest.mark.parametrize("shape", [(20_000, 500), (1500, 8000)], ids=["tall", "wide"])
 @pytest.mark.parametrize("solver", ["exact", "randomized"])
-def test_a_sparse_matrix_is_never_dense(monkeypatch, shape, solver):
+def test_sparse_matrix_is_not_converted_to_dense(monkeypatch, shape, solver):
     X = scipy.sparse.random(*shape, density=0.01, format="csr", dtype=np.float32, random_state=0)
     largest = 0
     dense = decomposition._dense
 
-    def watched(block):
+    def recorded(block):
         nonlocal largest
         largest = max(largest, block.shape[0] * block.shape[1])
         return dense(block)
 
-    monkeypatch.setattr(decomposition, "_dense", watched)
+    monkeypatch.setattr(decomposition, "_dense", recorded)
     PCA(3, scale=True, clip=5.0, solver=solver).fit_transform(X)
     assert 0 < largest <= 8 * decomposition._CPU_BLOCK < X.shape[0] * X.shape[1] / 2
 
 
-def test_sparse_and_dense_take_the_same_steps():
+def test_sparse_and_dense_give_same_bits():
     X = counts(200, 50)
     ours = PCA(3, scale=True, clip=1.0).fit(X)
     assert np.array_equal(
@@ -157,10 +157,10 @@ def test_sparse_and_dense_take_the_same_steps():
 
 
 @pytest.mark.parametrize("solver", ["exact", "randomized"])
-def test_same_seed_same_bits_and_no_global_generator_moved(solver):
+def test_same_seed_same_bits_without_global_generators(solver):
     X = counts(300, 80)
     torch.manual_seed(3)
-    np.random.seed(3)  # noqa: NPY002 - the global generator is what is watched
+    np.random.seed(3)  # noqa: NPY002 - the global generator is tested
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     first, second = (PCA(4, solver=solver, random_state=7).fit(X) for _ in range(2))
     assert np.array_equal(first.components_, second.components_)
@@ -170,7 +170,7 @@ def test_same_seed_same_bits_and_no_global_generator_moved(solver):
     assert (first.components_[np.arange(4), largest] > 0).all()
 
 
-def test_the_callers_matrix_stays_as_it_was():
+def test_input_is_not_modified():
     X = counts(100, 20)
     for matrix in (X.copy(), scipy.sparse.csr_matrix(X), torch.from_numpy(X.copy())):
         PCA(3, scale=True, clip=1.0).fit_transform(matrix)
@@ -178,7 +178,7 @@ def test_the_callers_matrix_stays_as_it_was():
         assert np.array_equal(values, X)
 
 
-def test_components_beyond_the_rank_are_still_orthonormal():
+def test_components_beyond_the_rank_are_orthonormal():
     random = np.random.default_rng(0)
     for shape in ((30, 12), (12, 30)):
         X = random.standard_normal((shape[0], 2)) @ random.standard_normal((2, shape[1]))
@@ -197,7 +197,7 @@ def test_constant_columns():
     assert np.allclose(nothing.explained_variance_, 0) and np.isfinite(nothing.components_).all()
 
 
-def test_fewer_components_than_asked():
+def test_n_components_above_the_smaller_side():
     assert PCA(30).fit(counts(50, 8)).n_components_ == 8
     assert PCA(30).fit(counts(8, 50)).components_.shape == (8, 50)
 
@@ -211,7 +211,7 @@ def test_inverse_transform():
         pca.inverse_transform(X[:, :3])
 
 
-def test_auto_takes_the_exact_way_where_it_is_cheap():
+def test_auto_selects_the_solver_by_cost():
     assert PCA(5).fit(counts(200, 30)).solver_ == "exact"
     pca = PCA(5)
     assert pca._choose_solver(1_000_000, 100, False) == "exact"
@@ -225,18 +225,20 @@ def test_auto_takes_the_exact_way_where_it_is_cheap():
     [
         ({"n_components": 0}, "n_components"),
         ({"n_components": 2.5}, "n_components"),
+        ({"n_components": True}, "n_components"),
         ({"clip": -1.0}, "clip"),
         ({"solver": "fast"}, "solver"),
         ({"random_state": -1}, "random_state"),
-        ({"device": "toaster"}, "device"),
+        ({"device": "mps"}, "device"),
+        ({"device": "unknown"}, "device"),
     ],
 )
-def test_parameters_out_of_range(options, message):
+def test_invalid_parameters(options, message):
     with pytest.raises(InputError, match=message):
         PCA(**options).fit(counts(20, 5))
 
 
-def test_input_that_cannot_be_used():
+def test_invalid_input():
     X = counts(20, 5)
     with pytest.raises(NotFittedError):
         PCA().transform(X)
@@ -258,7 +260,7 @@ def test_input_that_cannot_be_used():
     constant=st.booleans(),
     solver=st.sampled_from(["exact", "randomized"]),
 )
-def test_scores_have_the_variances_told(n, d, k, seed, repeated, constant, solver):
+def test_scores_have_the_explained_variances(n, d, k, seed, repeated, constant, solver):
     X = counts(n, d, rank=3, seed=seed)
     if repeated:
         X[n // 2 :] = X[0]

@@ -1,8 +1,8 @@
-"""What one step of the training sees: the whole section, or a tile of it with its surroundings.
+"""The input of a training step: the whole section, or a tile of it with its surroundings.
 
-What a recipe fixes is the number of optimisation steps. A section that fits is one batch; a larger one is
-cut into tiles, each with a halo of as many hops as the network has graph layers, so that the embedding of
-the tile's core is what the whole graph would give. Training time then does not grow with the spots.
+The number of optimization steps is fixed. A section that fits is one batch; a larger one is cut into tiles,
+each with a halo of as many hops as the network has graph layers, so that the embedding of the tile's core
+equals that on the whole graph. Training time then does not grow with the number of spots.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .graph import SpatialGraph
-from .nn.sparse import SymmetricAdjacency
+from ..nn.sparse import SymmetricAdjacency
+from ..spatial.graph import SpatialGraph
 
-__all__ = ["Batch", "make_batches"]
+__all__ = ["Batch", "default_n_networks", "make_batches"]
+
+_MOST_NETWORKS = 8
+_NETWORK_ROWS = 20_000  # spots × networks in one step
 
 
 class Batch:
@@ -47,19 +50,37 @@ class Batch:
 
     @cached_property
     def lists(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Neighbours among the core: where each spot's begin (n,), how many (n,), all in one row (2E + 1,)."""
+        """Neighbors among the core: where each spot's begin (n,), how many (n,), all in one row (2E + 1,)."""
         degrees = torch.bincount(self._edges[0], minlength=self.size)
-        # the list of a last spot without neighbours begins behind the others' end
+        # the list of a last spot without neighbors begins behind the others' end
         neighbors = torch.cat([self._edges[1], self._edges.new_zeros(1)])
         device = self.adjacency.device
         return (degrees.cumsum(0) - degrees).to(device), degrees.to(device), neighbors.to(device)
 
 
-def make_batches(graph: SpatialGraph, size: int, hops: int, device: torch.device) -> list[Batch]:
-    """The whole graph as one batch, or tiles of at most ``size`` core spots with ``hops`` hops of halo."""
+def default_n_networks(n_spots: int) -> int:
+    """Default number of networks: 8 on small sections, 1 from 20,000 spots on.
+
+    Networks cost as much as spots, and their results vary less where there are many spots.
+    """
+    return min(_MOST_NETWORKS, max(1, _NETWORK_ROWS // n_spots))
+
+
+def make_batches(
+    graph: SpatialGraph,
+    size: int,
+    hops: int,
+    device: torch.device,
+    adjacency: SymmetricAdjacency | None = None,
+) -> list[Batch]:
+    """The whole graph as one batch, or tiles of at most ``size`` core spots with ``hops`` hops of halo.
+
+    ``adjacency`` is Â of the whole graph on ``device``, if it has been made before.
+    """
     if graph.n_spots <= size:
         everything = slice(0, graph.n_spots)
-        adjacency = SymmetricAdjacency(graph.adjacency(device))
+        if adjacency is None:
+            adjacency = SymmetricAdjacency(graph.adjacency(device))
         return [Batch(everything, everything, everything, adjacency, graph.edges)]
     batches = []
     for tile in graph.tiles(size, hops):

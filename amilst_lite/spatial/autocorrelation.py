@@ -1,13 +1,13 @@
 """Spatial autocorrelation of many genes at once: Moran's I and Geary's C.
 
-Both ask whether spots that are neighbours have alike expression. With z a gene centred on its mean,
+Both measure whether neighboring spots have similar expression. With z a gene centered on its mean,
 w the weights of the graph (no loops) and S0 their sum over n spots,
 
     I = n/S0 · Σ_ij w_ij z_i z_j / Σ_i z_i²          about 0 without pattern, towards 1 with one
     C = (n-1)/(2 S0) · Σ_ij w_ij (z_i - z_j)² / Σ_i z_i²    about 1 without pattern, towards 0 with one
 
 Since Σ_ij w_ij (z_i - z_j)² = Σ_i (row_i + column_i) z_i² - 2 Σ_ij w_ij z_i z_j, one sparse product
-serves both. Expression may be sparse; a few genes at a time are centred and held dense.
+yields both. Expression may be sparse; a block of genes at a time is centered and dense.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.stats import norm
 
-from .errors import InputError
+from ..errors import InputError
 
 __all__ = ["Autocorrelation", "gearys_c", "morans_i"]
 
-_BLOCK_ENTRIES = 4_000_000  # spots × genes held dense at a time: 32 MB, and as much for the product
+_BLOCK_ENTRIES = 4_000_000  # spots × genes of a dense block: 32 MB, and as much for the product
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Autocorrelation:
-    """One statistic for every gene, and what chance alone would give.
+    """One statistic for every gene, and its distribution under no spatial pattern.
 
     Attributes
     ----------
     statistic : ndarray, shape (n_genes,), float64
-        Moran's I or Geary's C; NaN for a gene that is the same everywhere.
+        Moran's I or Geary's C; NaN for a constant gene.
     expectation, deviation : float
         Mean and standard deviation without any pattern, if expression is normal and independent
         (Cliff and Ord, Spatial Processes, 1981). They depend on the graph alone.
     z : ndarray, shape (n_genes,), float64
         (statistic - expectation) / deviation.
     p : ndarray, shape (n_genes,), float64
-        One-sided, for positive autocorrelation: large I, small C. Not corrected for many genes.
+        One-sided, for positive autocorrelation: large I, small C. Not corrected for multiple testing.
     """
 
     statistic: np.ndarray
@@ -58,9 +58,9 @@ def morans_i(
     Parameters
     ----------
     expression : ndarray or sparse matrix, shape (n_spots, n_genes)
-        Finite numbers on any scale; log-normalised counts as a rule.
+        Finite numbers on any scale; log-normalized counts as a rule.
     graph : sparse matrix, shape (n_spots, n_spots)
-        Weights of the neighbour graph, or ones; may be directed. Its diagonal is left out.
+        Weights of the neighbor graph, or ones; may be directed. Its diagonal is left out.
 
     Returns
     -------
@@ -87,14 +87,14 @@ def morans_i(
 def gearys_c(
     expression: np.ndarray | sp.spmatrix | sp.sparray, graph: sp.spmatrix | sp.sparray
 ) -> Autocorrelation:
-    """Geary's C of every gene; unlike Moran's I it looks at differences between neighbours.
+    """Geary's C of every gene; unlike Moran's I it looks at differences between neighbors.
 
     Parameters
     ----------
     expression : ndarray or sparse matrix, shape (n_spots, n_genes)
-        Finite numbers on any scale; log-normalised counts as a rule.
+        Finite numbers on any scale; log-normalized counts as a rule.
     graph : sparse matrix, shape (n_spots, n_spots)
-        Weights of the neighbour graph, or ones; may be directed. Its diagonal is left out.
+        Weights of the neighbor graph, or ones; may be directed. Its diagonal is left out.
 
     Returns
     -------

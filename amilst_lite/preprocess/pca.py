@@ -1,19 +1,18 @@
-"""Principal components of dense, sparse or on-disk matrices, without ever holding a dense copy.
+"""Principal components of dense, sparse or on-disk matrices, without a dense copy.
 
-Everything is a pass over blocks of rows. A block is made dense and brought to
-``z = clip((x − mean) / scale)`` when its turn comes, is used, and is dropped; nothing as large as the
-matrix is made. Three ways lead to the components: the covariance of the columns in full; for few rows and
-many columns, the products of the rows, from blocks of columns; or a block Krylov space of the covariance,
-which costs a few thin products.
+Everything is a pass over blocks of rows. Each block is made dense, standardized to
+``z = clip((x − mean) / scale)``, used and dropped; nothing of the size of the matrix is allocated. The
+components come from the covariance of the columns (at most 3,000), or, with at most 2,000 rows and more
+columns than rows, from the n × n products of the rows, both exact; else from a block Krylov space of the
+covariance, which needs five passes.
 
-Sources: Halko, Martinsson and Tropp 2011 (randomised subspaces); Musco and Musco 2015 (block Krylov);
+Sources: Halko, Martinsson and Tropp 2011 (randomized subspaces); Musco and Musco 2015 (block Krylov);
 Chan, Golub and LeVeque 1983 (sums of squares about a shift).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -22,66 +21,56 @@ import scipy.sparse
 import scipy.sparse.linalg
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils.validation import check_array
 
-from .errors import InputError, NotFittedError
-from .runtime import make_generator, resolve_device, threads_for
-
-try:  # scikit-learn >= 1.6
-    from sklearn.utils.validation import validate_data
-except ImportError:  # pragma: no cover - the same check, where older versions keep it
-
-    def validate_data(estimator: Any, X: Any, **options: Any) -> Any:
-        """Check ``X`` and the names and number of its columns."""
-        return estimator._validate_data(X, **options)
-
+from ..errors import InputError
+from ..runtime import make_generator, resolve_device, standard_math, threads_for
+from ..validation import check_array, check_fitted, check_number, check_random_state
 
 __all__ = ["PCA"]
 
 Blocks = Callable[[], Iterable[Any]]
-"""Starts a pass: every call gives the same row blocks, dense or CSR, in the same order."""
+"""Starts a pass: every call returns the same row blocks, dense or CSR, in the same order."""
 
 Columns = Callable[[], Iterable[tuple[slice, Any]]]
-"""The same for blocks of columns of all rows, and where they stand."""
+"""The same for blocks of columns of all rows, with their positions."""
 
 _CPU_BLOCK, _DEVICE_BLOCK = 1 << 19, 1 << 25
-"""Entries of a dense block, on a CPU 2 MiB of float32, which stay in its cache; at most eight times as
-many where there are so many columns that a block would have few rows."""
+"""Entries of a dense block (on a CPU: 2 MiB of float32, which fit its cache); at most eight times as many
+where the matrix has so many columns that a block would have few rows."""
 _FLUSH = 16
-"""Blocks whose products are summed before they go to float64."""
+"""Blocks whose products are summed in their own precision before they are added to a float64 sum."""
 _EXACT_SIDE = 3000
-"""Longest side of a covariance that is worth computing in full."""
+"""Most columns for which ``solver="auto"`` computes the covariance in full."""
 _GRAM_ROWS = 2000
-"""Most rows for which the rows' own Gram matrix is made; no matrix of all spots by all spots ever is."""
+"""Most rows for which the n × n products of the rows are computed."""
 _OVERSAMPLING, _KRYLOV_BLOCKS = 10, 5
 
 
 class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """Principal component analysis with scikit-learn's manners.
+    """Principal component analysis, following scikit-learn's conventions.
 
-    Columns are brought to ``z = clip((x − mean) / scale, ±clip)``, z is centred once more where clipping
-    moved its mean, and the components are the leading eigenvectors of its covariance (ddof 1).
+    Columns are standardized to ``z = clip((x − mean) / scale, ±clip)``, z is centered again where clipping
+    has changed its mean, and the components are the leading eigenvectors of its covariance (ddof 1).
 
-    A sparse matrix stays sparse: only the block of rows in hand (2 to 16 MiB) is made dense, so clipping, whose
-    result at a zero, ``clip(−mean / scale)``, differs from column to column, is exact and needs no case of
-    its own.
+    A sparse matrix is made dense one block of rows (2 to 16 MiB) at a time, so that clipping, which maps
+    a zero to ``clip(−mean / scale)``, is exact.
 
     Parameters
     ----------
     n_components : int
-        Taken down to the smaller side of the matrix where that is less; see ``n_components_``.
+        At most the smaller side of the matrix is computed; see ``n_components_``.
     center, scale : bool
-        Subtract the columns' means; divide by their standard deviations (ddof 1; 1 for constant columns).
+        Subtract the means of the columns; divide by their standard deviations (ddof 1; 1 for constant ones).
     clip : float or None
         Largest absolute value of z.
-    solver : str
-        ``"exact"``, ``"randomized"`` (a block Krylov space of 5 blocks with 10 spare columns), or
-        ``"auto"``: exact where the smaller side allows it and it does not cost many times more.
+    solver : {"auto", "exact", "randomized"}
+        ``"randomized"``: a block Krylov space of 5 blocks with 10 additional columns. ``"auto"``: exact
+        unless the smaller side is too long or it needs many times more operations.
     random_state : int or None
-        Seed of the randomised solver; None draws a fresh one from the operating system. No global generator
-        is read or moved.
+        Seed of the randomized solver, >= 0 and < 2**32; None uses a new one from the operating system.
+        Global generators are not used.
     device : str or torch.device
-        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
 
     Attributes
     ----------
@@ -93,9 +82,9 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         Their shares of the variance of z.
     singular_values_ : ndarray of shape (n_components_,)
     mean_, scale_ : ndarray of shape (n_features,), float64
-        What is subtracted and divided by; zeros and ones where not asked for.
+        Subtracted from the columns and divided by; zeros and ones without ``center`` and ``scale``.
     clipped_mean_ : ndarray of shape (n_features,), float64
-        What is subtracted from z before it is projected: its mean where clipping has moved it, else zero.
+        Mean of z, subtracted before projection; zero without clipping.
     solver_ : str
         The solver that ran.
     n_components_, n_features_in_, n_samples_ : int
@@ -126,39 +115,49 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return tags
 
     def fit(self, X: Any, y: Any = None) -> PCA:
-        """Find the components of ``X`` (n_samples, n_features): array, tensor, or scipy sparse matrix."""
+        """Find the components of ``X`` (n_samples, n_features): array, tensor, or scipy sparse matrix.
+
+        Raises
+        ------
+        InputError
+            NaN or infinite entries, a single row, or parameters out of range.
+        """
         self._check_parameters()
         matrix = self._check(X, reset=True)
         return self._fit_blocks(_row_blocks(matrix, self._block()), matrix.dtype, matrix)
 
     def fit_chunks(self, source: Any) -> PCA:
-        """Fit from blocks of rows that are read anew in each pass, such as a matrix on disk.
+        """Fit from blocks of rows that are read again in each pass, such as a matrix on disk.
 
         Parameters
         ----------
         source : callable, or object with ``shape`` and slicing by rows
-            A callable of no arguments that starts a pass over row blocks (dense or scipy sparse); or an
+            A callable without arguments that starts a pass over row blocks (dense or scipy sparse); or an
             HDF5 dataset, a memory map or a backed AnnData matrix.
+
+        Raises
+        ------
+        InputError
+            No blocks, NaN or infinite entries, or parameters out of range.
         """
         self._check_parameters()
         blocks = self._checked_blocks(source)
         first = next(iter(blocks()), None)
         if first is None:
             raise InputError(
-                "fit_chunks was given no row blocks. Give a callable that starts a new pass each time."
+                "Expected row blocks; found none. Pass a callable that starts a new pass at each call."
             )
         self.n_features_in_ = first.shape[1]
         return self._fit_blocks(blocks, first.dtype)
 
     def _checked_blocks(self, source: Any) -> Blocks:
-        """Each block checked as it passes by, and cut to the size that suits the device."""
+        """Passes over ``source`` in checked blocks of the size for the device."""
         start: Blocks = source if callable(source) else _row_blocks(source, _DEVICE_BLOCK)
 
         def blocks() -> Iterator[Any]:
             for block in start():
-                yield from _row_blocks(
-                    _check_array(check_array, block, ensure_min_samples=0), self._block()
-                )()
+                checked = check_array(block, accept_sparse="csr", ensure_min_samples=0)
+                yield from _row_blocks(checked, self._block())()
 
         return blocks
 
@@ -167,21 +166,21 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return _CPU_BLOCK if resolve_device(self.device).type == "cpu" else _DEVICE_BLOCK
 
     def _fit_blocks(self, blocks: Blocks, dtype: Any, matrix: Any = None) -> PCA:
-        """Fit from passes over ``blocks``, or over the columns of ``matrix`` where it is at hand and wide."""
+        """Fit from passes over ``blocks``, or over the columns of ``matrix`` if that is given and wide."""
         device = resolve_device(self.device)
-        # float64 in, float64 inside, where the device has it
-        inside = torch.float64 if dtype == np.float64 and device.type != "mps" else torch.float32
-        z = _Standardised(self, device, inside)
+        z = _Standardized(self, device, dtype)
         n, d = (None, self.n_features_in_) if matrix is None else matrix.shape
         if n == 1 and self.center:
-            raise InputError("Principal components need at least 2 rows; found n_samples=1.")
+            raise InputError("Expected at least 2 rows; found n_samples=1.")
         few_rows = n is not None and n < d and n <= _GRAM_ROWS
         self.solver_ = self._choose_solver(n, d, few_rows)
         k = self.n_components
-        by_numpy = device.type == "cpu" and self.solver_ == "exact"  # its threads and torch's would fight
-        with threads_for(0 if by_numpy else 10**9 if n is None else n * d // 100):
+        # numpy computes the products of the exact solver; threads of torch would compete with its own
+        by_numpy = device.type == "cpu" and self.solver_ == "exact"
+        with standard_math(), threads_for(0 if by_numpy else 10**9 if n is None else n * d // 100):
             if self.solver_ == "randomized":
-                values, vectors, total = _from_krylov_space(z, blocks, k, self._seed())
+                seed = check_random_state(self.random_state)
+                values, vectors, total = _from_krylov_space(z, blocks, k, seed)
             elif few_rows:
                 values, vectors, total = _from_rows(z, _column_blocks(matrix, self._block()), k)
             else:
@@ -196,27 +195,19 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return self
 
     def _check_parameters(self) -> None:
-        if not isinstance(self.n_components, Integral) or self.n_components < 1:
-            raise InputError(f"n_components must be an integer >= 1; found {self.n_components!r}.")
-        if self.clip is not None and not self.clip > 0:
-            raise InputError(f"clip must be None or a number > 0; found {self.clip!r}.")
+        check_number("n_components", self.n_components, 1, integer=True)
+        if self.clip is not None:
+            check_number("clip", self.clip, 0, strict=True)
         if self.solver not in ("auto", "exact", "randomized"):
             raise InputError(f"solver must be 'auto', 'exact' or 'randomized'; found {self.solver!r}.")
-        if self.random_state is not None and (
-            not isinstance(self.random_state, Integral) or self.random_state < 0
-        ):
-            raise InputError(f"random_state must be None or an integer >= 0; found {self.random_state!r}.")
-
-    def _seed(self) -> int:
-        if self.random_state is None:
-            return int(np.random.SeedSequence().generate_state(1)[0])
-        return int(self.random_state)
+        check_random_state(self.random_state)
+        resolve_device(self.device)
 
     def _choose_solver(self, n: int | None, d: int, few_rows: bool) -> str:
-        """The exact solver where the side of its matrix and the cost allow it."""
+        """The solver that runs: for "auto", exact if the side of its matrix and the cost allow it."""
         if self.solver != "auto":
             return self.solver
-        if n is None:  # from disk, where a pass costs most: the exact solver needs one
+        if n is None:  # from disk, where passes are most expensive: the exact solver needs one
             return "exact" if d <= _EXACT_SIDE else "randomized"
         side = n if few_rows else d
         exact = n * d * side / 2  # the result is symmetric
@@ -225,31 +216,24 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def _check(self, X: Any, *, reset: bool) -> Any:
         """``X`` as a float32 or float64 array or CSR matrix."""
-        if isinstance(X, torch.Tensor):
-            X = X.detach().cpu().numpy()
-
-        def check(values: Any, **options: Any) -> Any:
-            return validate_data(self, values, reset=reset, **options)
-
-        return _check_array(check, X)
+        return check_array(X, self, reset=reset, accept_sparse="csr")
 
     def transform(self, X: Any) -> np.ndarray:
         """Scores of the rows of ``X``; (n_samples, n_components)."""
-        self._check_fitted()
+        check_fitted(self, "components_")
         return self._scores(_row_blocks(self._check(X, reset=False), self._block()))
 
     def transform_chunks(self, source: Any) -> np.ndarray:
-        """Scores of the rows of a source as `fit_chunks` takes it; (n_samples, n_components)."""
-        self._check_fitted()
+        """Scores of the rows of a source such as `fit_chunks` accepts; (n_samples, n_components)."""
+        check_fitted(self, "components_")
         return self._scores(self._checked_blocks(source))
 
     def _scores(self, blocks: Blocks) -> np.ndarray:
-        device = resolve_device(self.device)
-        wide = self.components_.dtype == np.float64 and device.type != "mps"
-        z = _Standardised(self, device, torch.float64 if wide else torch.float32)
+        z = _Standardized(self, resolve_device(self.device), self.components_.dtype)
         z.use(self.mean_, self.scale_, self.clipped_mean_)
-        axes = torch.from_numpy(self.components_.T.copy()).to(device, z.dtype)
-        scores = [(z(block) @ axes).cpu().numpy() for block in blocks()]
+        axes = torch.from_numpy(self.components_.T.copy()).to(z.device)
+        with standard_math():
+            scores = [(z(block) @ axes).cpu().numpy() for block in blocks()]
         return np.concatenate(scores) if scores else np.empty((0, axes.shape[1]), self.components_.dtype)
 
     def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:
@@ -257,34 +241,29 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return self.fit(X).transform(X)
 
     def inverse_transform(self, X: Any) -> np.ndarray:
-        """Rows with scores ``X`` (n_samples, n_components), in the data's units; clipping is not undone."""
-        self._check_fitted()
-        scores = X.detach().cpu().numpy() if isinstance(X, torch.Tensor) else check_array(X)
+        """Rows with the scores ``X`` (n_samples, n_components), in the units of the data; clipping remains."""
+        check_fitted(self, "components_")
+        scores = check_array(X)
         if scores.shape[1] != len(self.components_):
             raise InputError(f"Expected {len(self.components_)} columns of scores; found {scores.shape[1]}.")
         z = scores @ self.components_ + self.clipped_mean_
         return (z * self.scale_ + self.mean_).astype(self.components_.dtype)
 
-    def _check_fitted(self) -> None:
-        if not hasattr(self, "components_"):
-            raise NotFittedError(f"This {type(self).__name__} instance is not fitted yet. Call 'fit' first.")
 
+class _Standardized:
+    """Standardizes blocks to z, dense on the device, and computes the parameters of that.
 
-class _Standardised:
-    """Brings blocks to z, dense on the device, and learns what that takes.
-
-    ``shift``, ``divisor`` and ``mean`` (d,), float64 on the CPU, are what is subtracted first, what is
-    divided by, and the mean of the clipped values; ``n`` is the number of rows.
+    ``shift``, ``divisor`` and ``mean`` (d,), float64 on the CPU: subtracted first, divided by, and the
+    mean of the clipped values; ``n`` is the number of rows.
     """
 
-    def __init__(self, pca: PCA, device: torch.device, dtype: torch.dtype):
-        self.device, self.dtype = device, dtype
-        self.wide = torch.float32 if device.type == "mps" else torch.float64
+    def __init__(self, pca: PCA, device: torch.device, dtype: Any):
+        self.device, self.dtype = device, torch.float64 if dtype == np.float64 else torch.float32
         self.center, self.scale, self.clip = pca.center, pca.scale, pca.clip
         self.n = 0
 
     def use(self, shift: Any, divisor: Any, mean: Any) -> None:
-        """Take these for ``shift``, ``divisor`` and ``mean``."""
+        """Set ``shift``, ``divisor`` and ``mean``."""
         self.shift, self.divisor, self.mean = (
             torch.as_tensor(values, dtype=torch.float64) for values in (shift, divisor, mean)
         )
@@ -292,15 +271,15 @@ class _Standardised:
         self._mean = self.mean.to(self.dtype).to(self.device)
 
     def learn(self, mean: torch.Tensor, squares: torch.Tensor) -> None:
-        """Learn from the columns' means and sums of squared deviations, (d,)."""
+        """Set the parameters from the means and sums of squared deviations of the columns, (d,)."""
         deviation = (squares / max(self.n - 1, 1)).sqrt()
-        # what rounding leaves of a constant column is not a variance
+        # a constant column can have a deviation of the size of rounding
         varies = deviation > 1e-12 * mean.abs()
         divisor = torch.where(varies, deviation, 1.0) if self.scale else torch.ones_like(mean)
         self.use(mean if self.center else torch.zeros_like(mean), divisor, torch.zeros_like(mean))
 
     def learn_from(self, blocks: Blocks) -> float:
-        """Learn from one pass over the rows, or two where they are clipped; return the trace of z's scatter."""
+        """Set the parameters in one pass over the rows, two with clipping; return the trace of the scatter of z."""
         self.n, mean, squares = _sums(_dense(block) for block in blocks())
         self.learn(mean, squares)
         mean, squares = mean / self.divisor, squares / self.divisor**2
@@ -311,9 +290,9 @@ class _Standardised:
         return float(squares.sum() + (0 if self.center else self.n * mean.square().sum()))
 
     def __call__(self, block: Any, columns: slice = slice(None)) -> torch.Tensor:
-        """z of a block of rows, or of some columns of all rows, less its mean."""
+        """z of a block of rows, or of some columns of all rows, minus its mean."""
         z = _dense(block)
-        if self.center:  # the shift leaves in the block's own precision, before anything is rounded
+        if self.center:  # in the precision of the block, before anything is rounded
             z = z - self.shift[columns].to(z.dtype)
         z = z.to(self.device, self.dtype)
         if self.scale:
@@ -327,10 +306,10 @@ Leading = tuple[np.ndarray, np.ndarray, float]
 """The ``k`` leading eigenvalues of the scatter matrix of z, descending; eigenvectors (d, k); its trace."""
 
 
-def _from_covariance(z: _Standardised, blocks: Blocks, k: int) -> Leading:
-    """From the scatter matrix (d, d) in full: one pass over the rows, or two where they are clipped."""
+def _from_covariance(z: _Standardized, blocks: Blocks, k: int) -> Leading:
+    """From the full scatter matrix (d, d): one pass over the rows, two with clipping."""
     if z.clip is None:
-        # centring and scaling can be done on the small matrix
+        # centering and scaling can be done on the small matrix
         z.n, mean, scatter = _scatter(z, (_dense(block) for block in blocks()))
         z.learn(mean, scatter.diagonal().clamp(min=0))
         scatter /= torch.outer(z.divisor, z.divisor)
@@ -348,31 +327,30 @@ def _from_covariance(z: _Standardised, blocks: Blocks, k: int) -> Leading:
     return values, vectors, float(np.trace(matrix))
 
 
-def _from_rows(z: _Standardised, columns: Columns, k: int) -> Leading:
+def _from_rows(z: _Standardized, columns: Columns, k: int) -> Leading:
     """From the products of the rows (n, n), for few rows and many columns."""
     moments = [_sums([_dense(block)]) for _, block in columns()]
     z.n = moments[0][0]
     z.learn(torch.cat([mean for _, mean, _ in moments]), torch.cat([squares for _, _, squares in moments]))
     if z.center and z.clip is not None:
         z.use(z.shift, z.divisor, torch.cat([_sums([z(block, place)])[1] for place, block in columns()]))
-    gram = torch.zeros(z.n, z.n, dtype=z.wide, device=z.device)
+    gram = torch.zeros(z.n, z.n, dtype=torch.float64, device=z.device)
     for place, block in columns():
-        dense = z(block, place)
-        _add_products(gram, dense.T)
-    matrix = gram.cpu().double().numpy()
+        _add_products(gram, z(block, place).T)
+    matrix = gram.cpu().numpy()
     values, left = _leading(matrix, min(k, z.n))
     axes = torch.from_numpy(left).to(z.dtype).to(z.device)
     vectors = torch.cat([z(block, place).T @ axes for place, block in columns()])  # (d, k)
     return values, _orthonormal(vectors.cpu().double().numpy(), values), float(np.trace(matrix))
 
 
-def _from_krylov_space(z: _Standardised, blocks: Blocks, k: int, seed: int) -> Leading:
+def _from_krylov_space(z: _Standardized, blocks: Blocks, k: int, seed: int) -> Leading:
     """From a block Krylov space of the scatter matrix; each power of it is one pass over the rows."""
     total = z.learn_from(blocks)
     d = len(z.shift)
     k = min(k, z.n, d)
     width = min(k + _OVERSAMPLING, d)
-    # the space is small: it is built in float64 on the CPU, whatever the device
+    # the space is small: it is built in float64 on the CPU for every device
     q = torch.randn(d, width, generator=make_generator(seed), dtype=torch.float64)
     basis, products = q[:, :0], []
     largest = 0.0
@@ -380,39 +358,39 @@ def _from_krylov_space(z: _Standardised, blocks: Blocks, k: int, seed: int) -> L
         q, r = torch.linalg.qr(q - basis @ (basis.T @ q))
         sizes = r.diagonal().abs()
         largest = max(largest, float(sizes.max()))
-        # what is left of a direction that the space has already is rounding
+        # directions that the space already contains leave only rounding
         q = q[:, sizes > 1e-10 * largest][:, : d - basis.shape[1]]
         if q.shape[1] == 0:
             break
-        q = torch.linalg.qr(q - basis @ (basis.T @ q))[0]  # once is not enough in floating point
+        q = torch.linalg.qr(q - basis @ (basis.T @ q))[0]  # again, for orthogonality in floating point
         basis = torch.cat([basis, q], 1)
         q = _scatter_times(z, blocks, q)
         products.append(q)
-    # Rayleigh-Ritz: the scatter matrix seen from inside the space
+    # Rayleigh-Ritz: the scatter matrix restricted to the space
     small = (basis.T @ torch.cat(products, 1)).numpy()
     values, vectors = _leading((small + small.T) / 2, k)
     return values, basis.numpy() @ vectors, total
 
 
 def _orthonormal(vectors: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Columns of unit length; those of no variance are filled so that all are orthogonal."""
+    """Columns scaled to unit length; those without variance are replaced by orthogonal ones."""
     weak = np.flatnonzero(values <= 1e-10 * max(values[0], 1e-300))
     vectors[:, weak] = 0
-    # any directions will do: axes that the others touch least, made orthogonal to them by the QR below
+    # any direction is valid: the coordinate axes with the smallest entries, orthogonalized by the QR below
     unused = np.argsort(np.square(vectors).sum(1), kind="stable")[: len(weak)]
     vectors[unused, weak] = 1
     q, r = np.linalg.qr(vectors)
     return q * np.where(r.diagonal() < 0, -1, 1)
 
 
-def _scatter_times(z: _Standardised, blocks: Blocks, q: torch.Tensor) -> torch.Tensor:
+def _scatter_times(z: _Standardized, blocks: Blocks, q: torch.Tensor) -> torch.Tensor:
     """The scatter matrix of z times ``q`` (d, l), in one pass; float64 on the CPU."""
     there = q.to(z.dtype).to(z.device)
-    product = torch.zeros(q.shape, dtype=z.wide, device=z.device)
+    product = torch.zeros(q.shape, dtype=torch.float64, device=z.device)
     for block in blocks():
         dense = z(block)
         product += dense.T @ (dense @ there)
-    return product.cpu().double()
+    return product.cpu()
 
 
 def _leading(matrix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -431,45 +409,41 @@ def _leading(matrix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _deterministic_signs(components: np.ndarray) -> np.ndarray:
-    """Each row turned so that its entry of largest absolute value is positive."""
+    """Rows with signs such that the entry of largest absolute value is positive."""
     largest = np.abs(components).argmax(1)
     signs = np.sign(components[np.arange(len(components)), largest])
     return components * np.where(signs == 0, 1, signs)[:, None]
 
 
 def _sums(blocks: Iterable[torch.Tensor]) -> tuple[int, torch.Tensor, torch.Tensor]:
-    """Number of rows, columns' means, and sums of squared deviations from them; (d,), float64 on the CPU.
+    """Number of rows, means of the columns, and sums of squared deviations from them; (d,), float64 on the CPU.
 
-    Values are taken about the mean of the first block where it is far from zero, so that the squares of
-    large ones do not cancel.
+    Where the mean of the first block is far from zero it is subtracted first, against cancellation.
     """
     n = 0
     for block in blocks:
         if n == 0:
             shift = _shift(block)
-            total, squares = (
-                torch.zeros_like(shift, dtype=_wide(block)),
-                torch.zeros_like(shift, dtype=_wide(block)),
-            )
+            total, squares = torch.zeros((2, len(shift)), dtype=torch.float64, device=shift.device)
         about = block - shift
         total += about.sum(0)
         squares += about.square().sum(0)
         n += len(block)
-    total, squares = total.cpu().double(), squares.cpu().double()
+    total, squares = total.cpu(), squares.cpu()
     return n, shift.cpu().double() + total / n, (squares - total.square() / n).clamp(min=0)
 
 
-def _scatter(z: _Standardised, blocks: Iterable[torch.Tensor]) -> tuple[int, torch.Tensor, torch.Tensor]:
-    """Number of rows, columns' means (d,), and scatter matrix about them (d, d), in one pass.
+def _scatter(z: _Standardized, blocks: Iterable[torch.Tensor]) -> tuple[int, torch.Tensor, torch.Tensor]:
+    """Number of rows, means of the columns (d,), and scatter matrix about them (d, d), in one pass.
 
-    As `_sums`; the products of a few blocks are summed in the blocks' own precision, the rest in float64.
+    As `_sums`; products are summed over `_FLUSH` blocks in the precision of the blocks, then in float64.
     """
     n = pending = 0
     for block in blocks:
         if n == 0:
             shift = _shift(block)
-            total = torch.zeros(len(shift), dtype=z.wide, device=z.device)
-            scatter = torch.zeros(len(shift), len(shift), dtype=z.wide, device=z.device)
+            total = torch.zeros(len(shift), dtype=torch.float64, device=z.device)
+            scatter = torch.zeros(len(shift), len(shift), dtype=torch.float64, device=z.device)
             part = torch.zeros(scatter.shape, dtype=z.dtype, device=z.device)
             shifted = bool(shift.any())
         about = (block - shift if shifted else block).to(z.device, z.dtype)
@@ -482,13 +456,13 @@ def _scatter(z: _Standardised, blocks: Iterable[torch.Tensor]) -> tuple[int, tor
             part.zero_()
             pending = 0
     scatter += part
-    total, scatter = total.cpu().double(), scatter.cpu().double()
+    total, scatter = total.cpu(), scatter.cpu()
     return n, shift.cpu().double() + total / n, scatter - torch.outer(total, total) / n
 
 
 def _add_products(part: torch.Tensor, about: torch.Tensor) -> None:
     """Add the products of the columns of ``about`` (b, d) to ``part`` (d, d)."""
-    if part.device.type == "cpu":  # numpy sees that the result is symmetric, and computes half of it
+    if part.device.type == "cpu":  # numpy detects the symmetry and computes only half of the product
         array = about.numpy()
         part += torch.from_numpy(array.T @ array)
     else:
@@ -496,19 +470,15 @@ def _add_products(part: torch.Tensor, about: torch.Tensor) -> None:
 
 
 def _shift(block: torch.Tensor) -> torch.Tensor:
-    """Means of the columns where they exceed three standard deviations, else zero, by the first rows; (d,)."""
+    """Means of the columns that exceed three standard deviations, else zero, from the first rows; (d,)."""
     rows = block[:256]
-    mean = rows.mean(0, dtype=_wide(block))
+    mean = rows.mean(0, dtype=torch.float64)
     variance = (rows - mean.to(rows.dtype)).square().mean(0)
     return torch.where(mean.square() > 9 * variance, mean, 0).to(block.dtype)
 
 
-def _wide(block: torch.Tensor) -> torch.dtype:
-    return torch.float32 if block.device.type == "mps" else torch.float64
-
-
 def _row_blocks(matrix: Any, elements: int) -> Blocks:
-    """Passes over a matrix that slices by rows, in blocks of about so many entries."""
+    """Passes over a matrix that can be sliced by rows, in blocks of about ``elements`` entries."""
 
     def blocks() -> Iterator[Any]:
         n, d = matrix.shape
@@ -519,7 +489,7 @@ def _row_blocks(matrix: Any, elements: int) -> Blocks:
 
 
 def _column_blocks(matrix: Any, elements: int) -> Columns:
-    """Passes over a matrix in memory by columns."""
+    """Passes over the columns of a matrix in memory."""
     by_column = matrix.tocsc() if scipy.sparse.issparse(matrix) else matrix
 
     def columns() -> Iterator[tuple[slice, Any]]:
@@ -531,7 +501,7 @@ def _column_blocks(matrix: Any, elements: int) -> Columns:
 
 
 def _slices(n: int, width: int, elements: int) -> Iterator[slice]:
-    # a product of many columns over few rows is a slow one
+    # products of many columns over few rows are slow
     step = max(1, elements // max(width, 1), min(2 * width, 8 * elements // max(width, 1)))
     for start in range(0, n, step):
         yield slice(start, min(start + step, n))
@@ -540,11 +510,3 @@ def _slices(n: int, width: int, elements: int) -> Iterator[slice]:
 def _dense(block: Any) -> torch.Tensor:
     array = block.toarray() if scipy.sparse.issparse(block) else np.ascontiguousarray(block)
     return torch.from_numpy(array if array.flags.writeable else array.copy())
-
-
-def _check_array(check: Callable[..., Any], X: Any, **options: Any) -> Any:
-    """Finite float32 or float64 values, dense or CSR; `InputError` otherwise."""
-    try:
-        return check(X, dtype=[np.float64, np.float32], accept_sparse="csr", **options)
-    except ValueError as error:
-        raise InputError(str(error)) from error

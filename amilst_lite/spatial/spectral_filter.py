@@ -1,12 +1,12 @@
 """A Wiener filter on the graph: of each feature, keep the spatial frequencies that carry signal.
 
-How far to smooth is worth more than what is trained afterwards: layers of one spot's width are erased
-by what a thick layer needs. Here the data decide, feature by feature. The eigenvectors of Â are the
-section's spatial frequencies, those with the largest eigenvalues the smoothest. White noise has the
-same power at all of them, tissue has it at the smooth end; so the power at the roughest end measures
-the noise, and each frequency is kept in proportion to its share of signal, 1 − noise/power (Wiener
-1949). No eigenvector is computed: powers and filter are Chebyshev polynomials in Â (Hammond et al.
-2011; Weiße et al. 2006), each degree one sparse product, so time and memory are linear in the spots.
+The scale of smoothing matters more than the training that follows: layers one spot thick are erased by the
+smoothing that suits a thick one. Here it follows from the data, feature by feature. The eigenvectors of Â are
+the section's spatial frequencies, the largest eigenvalues belonging to the lowest ones. White noise has equal
+power at all frequencies, tissue has most of it at low ones; so the power at the highest frequencies estimates
+the noise, and every frequency is kept by its share of signal, 1 − noise/power (Wiener 1949). No eigenvector is
+computed: powers and filter are Chebyshev polynomials in Â (Hammond et al. 2011; Weiße et al. 2006), each degree
+one sparse product, so time and memory are linear in the number of spots.
 """
 
 from __future__ import annotations
@@ -16,16 +16,65 @@ import torch
 from sklearn.isotonic import isotonic_regression
 from torch import Tensor
 
-from ..runtime import make_generator
-from .sparse import SymmetricAdjacency, propagate
+from ..errors import InputError
+from ..nn.sparse import SymmetricAdjacency, propagate
+from ..runtime import make_generator, threads_for
 
-__all__ = ["wiener_filter"]
+__all__ = ["denoise", "standardize", "wiener_filter"]
 
-# Random vectors for the density of frequencies (Hutchinson 1990): their error falls with the number of
-# entries in all of them, so that small sections take more of them, for next to nothing.
+# Random vectors for the density of frequencies (Hutchinson 1990): their error falls with the total number of
+# entries, so that small sections take more of them at little cost.
 _LEAST_PROBES, _MOST_PROBES, _PROBE_ENTRIES = 4, 512, 500_000
-_ROWS = 8192  # in a block
+_DEGREE = 128  # of the polynomials: higher degrees resolve finer structure
+_CPU_ROWS = 8192  # of a block whose products stay in the cache
+_DEVICE_ENTRIES = 1 << 25  # of a block on a GPU, where launches cost more than memory
 _GRID = 1025  # points in arccos(eigenvalue) at which a filter is tabulated
+_LEAST_SIGNAL = 1e-6  # share of the variance below which a filtered section contains no signal
+
+
+def standardize(features: Tensor) -> Tensor:
+    """Center the columns of (N, C) and scale the whole to a total variance of one.
+
+    The columns keep their relative scale: the leading principal components keep the largest variance.
+
+    Raises
+    ------
+    InputError
+        All rows are equal.
+    """
+    centered = features - features.mean(0)
+    total = centered.square().mean(0).sum()
+    if not total > 0:
+        raise InputError("all spots have the same features: there is nothing that distinguishes domains.")
+    return centered / total.sqrt()
+
+
+def denoise(
+    features: Tensor, adjacency: SymmetricAdjacency, noise_band: float | None, seed: int = 0
+) -> Tensor:
+    """`wiener_filter` on standardized features; where it finds no signal in any column, these themselves.
+
+    Parameters
+    ----------
+    features : Tensor, (N, C)
+        On the device and in the order of ``adjacency``.
+    adjacency : SymmetricAdjacency
+    noise_band : float or None
+        See `wiener_filter`. None: no filter.
+    seed : int
+        See `wiener_filter`.
+
+    Returns
+    -------
+    Tensor, (N, C), float32
+        Standardized.
+    """
+    features = standardize(features.to(torch.float32))
+    if noise_band is None:
+        return features
+    with threads_for(len(features)):
+        filtered, _ = wiener_filter(features, adjacency, noise_band=noise_band, seed=seed)
+    return standardize(filtered) if filtered.var(0).sum() > _LEAST_SIGNAL else features
 
 
 def wiener_filter(
@@ -33,7 +82,7 @@ def wiener_filter(
     adjacency: SymmetricAdjacency,
     *,
     noise_band: float = 0.1,
-    degree: int = 128,
+    degree: int = _DEGREE,
     seed: int = 0,
 ) -> tuple[Tensor, np.ndarray]:
     """Filter every column by its own spatial spectrum.
@@ -41,15 +90,15 @@ def wiener_filter(
     Parameters
     ----------
     features : Tensor, (N, C), float32
-        Centred or not; the mean passes unchanged.
+        Centered or not; the mean passes unchanged.
     adjacency : SymmetricAdjacency
         Â = D^-1/2 (A + I) D^-1/2 in the same order.
     noise_band : float
-        Share of the frequencies, the roughest ones, whose mean power is taken for noise.
+        Share of the frequencies, the highest ones, whose mean power estimates the noise.
     degree : int
-        Degree of the polynomials: the finer structure is told from noise, the more it takes.
+        Degree of the polynomials.
     seed : int
-        For the probes that estimate how many frequencies there are at each eigenvalue.
+        For the probes that estimate the density of the eigenvalues.
 
     Returns
     -------
@@ -59,10 +108,20 @@ def wiener_filter(
 
     Notes
     -----
-    Worked on columns times the square root of the degrees, where Â is symmetric but acts as a weighted
-    mean over neighbours: a constant column stays constant, at the section's border too. Power is
-    forced not to rise towards rough frequencies (isotonic regression), which steadies its estimate.
+    Columns are multiplied by the square root of the degrees, so that the symmetric Â acts as a weighted mean
+    over neighbors: a constant column stays constant, at the border of the section too. Power is constrained
+    not to rise with frequency (isotonic regression), which stabilizes its estimate.
+
+    Raises
+    ------
+    InputError
+        Features and adjacency differ in the number of rows or in the device.
     """
+    if features.ndim != 2 or len(features) != adjacency.n_nodes or features.device != adjacency.device:
+        raise InputError(
+            f"features must be a matrix with one row for each of the {adjacency.n_nodes} nodes, on "
+            f"{adjacency.device}; found shape {tuple(features.shape)} on {features.device}."
+        )
     degree -= degree % 2
     mean = features.mean(0)
     root = _root_degrees(adjacency)[:, None]  # (N, 1)
@@ -79,8 +138,7 @@ def wiener_filter(
 
 def _root_degrees(adjacency: SymmetricAdjacency) -> Tensor:
     """Square roots of the degrees of A + I, mean 1 of the degrees: (N,). The loop's weight is 1/degree."""
-    indices = adjacency.coo.indices()
-    degrees = 1.0 / adjacency.values[indices[0] == indices[1]]
+    degrees = 1.0 / adjacency.values[adjacency.rows == adjacency.columns]
     return (degrees / degrees.mean()).sqrt()
 
 
@@ -90,20 +148,20 @@ def _chebyshev_moments(adjacency: SymmetricAdjacency, columns: Tensor, degree: i
     From degree/2 products, since 2·T_m·T_n = T_{m+n} + T_{|m−n|}.
     """
 
-    def dot(a: Tensor, b: Tensor) -> np.ndarray:
-        # by blocks of rows, whose product stays in the cache
-        parts = [(x * y).sum(0) for x, y in zip(a.split(_ROWS), b.split(_ROWS), strict=True)]
-        return torch.stack(parts).double().sum(0).cpu().numpy()
+    rows = _CPU_ROWS if columns.device.type == "cpu" else max(1, _DEVICE_ENTRIES // columns.shape[1])
 
-    moments = np.empty((degree + 1, columns.shape[1]))
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        parts = [(x * y).sum(0) for x, y in zip(a.split(rows), b.split(rows), strict=True)]
+        return torch.stack(parts).double().sum(0)
+
     before, now = columns.clone(), propagate(adjacency, columns)
-    moments[0], moments[1] = dot(before, before), dot(before, now)
+    moments = [dot(before, before), dot(before, now)]
     for m in range(1, degree // 2 + 1):
-        moments[2 * m] = 2 * dot(now, now) - moments[0]
+        moments.append(2 * dot(now, now) - moments[0])
         if m < degree // 2:
             before, now = now, _next(adjacency, before, now)
-            moments[2 * m + 1] = 2 * dot(now, before) - moments[1]
-    return moments
+            moments.append(2 * dot(now, before) - moments[1])
+    return torch.stack(moments).cpu().numpy()  # the only wait for the device
 
 
 def _design(
@@ -113,7 +171,7 @@ def _design(
     n_bands = 3 * degree // 4
     orders = np.arange(degree + 1)
     weights = np.where(orders == 0, 1.0, 2.0) * _jackson(degree)
-    # a band of angles θ = arccos(eigenvalue), from smooth to rough, as a polynomial
+    # bands of angles θ = arccos(eigenvalue), from low to high frequency, as polynomials
     edges = np.linspace(0, np.pi, n_bands + 1)
     primitive = np.sin(orders[:, None] * edges) / np.maximum(orders[:, None], 1)
     primitive[0] = edges
@@ -126,8 +184,8 @@ def _design(
     modes = np.maximum(modes[filled], 1e-9)
     power = power_sum[filled] / modes[:, None]
 
-    rougher = np.cumsum(modes[::-1])[::-1] - modes  # frequencies beyond each band
-    in_noise = np.clip((noise_band * modes.sum() - rougher) / modes, 0, 1) * modes
+    higher = np.cumsum(modes[::-1])[::-1] - modes  # frequencies above each band
+    in_noise = np.clip((noise_band * modes.sum() - higher) / modes, 0, 1) * modes
     noise = (in_noise[:, None] * power).sum(0) / in_noise.sum()
 
     grid = np.linspace(0, np.pi, _GRID)
@@ -146,7 +204,7 @@ def _design(
 
 
 def _jackson(degree: int) -> np.ndarray:
-    """Damping that keeps a truncated Chebyshev series from ringing (Weiße et al. 2006, eq. 71)."""
+    """Damping factors that suppress oscillations of a truncated Chebyshev series (Weiße et al. 2006, eq. 71)."""
     n, k = degree + 1, np.arange(degree + 1)
     angle = np.pi / n
     return ((n - k) * np.cos(k * angle) + np.sin(k * angle) / np.tan(angle)) / n

@@ -1,0 +1,358 @@
+"""Counts → features: select genes, normalize, compute principal components.
+
+The counts are read by blocks of rows, from memory or from disk: once to check them, once to take the selected
+genes. Normalized expression is computed from the counts of those genes block by block, in each pass that needs
+it. The spots × genes matrix is never made dense, and the counts passed in are never changed.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from ..config import PreprocessConfig
+from ..errors import AmilstWarning, InputError
+from .counts import BLOCK_ENTRIES, CountRows
+from .pca import PCA
+
+__all__ = [
+    "NormalizedCounts",
+    "Preparation",
+    "normalize",
+    "prepare",
+    "select_genes",
+]
+
+logger = logging.getLogger("amilst_lite")
+
+_SELECTION_SPOTS = 20_000  # spots on which genes are chosen
+_SMALL = 20_000_000  # stored entries up to which normalized expression is held in memory: passes are faster
+_MIN_SPOTS = 3  # genes seen in fewer spots are dropped
+_DOMINANT = 0.05  # "published": genes above this share of any spot are left out of the totals
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Result of `prepare`.
+
+    Attributes
+    ----------
+    features : ndarray, (n_spots, n_components), float32
+        Principal components.
+    genes : ndarray of bool, (n_genes,)
+        Mask of the genes used.
+    pca : PCA
+        Fitted on the normalized expression of those genes.
+    """
+
+    features: np.ndarray
+    genes: np.ndarray
+    pca: PCA
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Summary of one pass over the counts.
+
+    Attributes
+    ----------
+    n_seen : ndarray of int64, (n_genes,)
+        Number of spots in which each gene is seen.
+    sample : csr_matrix
+        At most 20,000 spots, on which genes are selected.
+    """
+
+    n_seen: np.ndarray
+    sample: sparse.csr_matrix
+
+
+def survey(counts: CountRows, *, seed: int = 0) -> Survey:
+    """Check and summarize the counts in one pass.
+
+    Raises
+    ------
+    InputError
+        NaN, infinite or negative values, or only zeros.
+
+    Warns
+    -----
+    AmilstWarning
+        Values that are not integers (normalized or logarithmic expression instead of counts),
+        and spots without any count.
+    """
+    n_spots, n_genes = counts.shape
+    sampled = np.arange(n_spots)
+    if n_spots > _SELECTION_SPOTS:
+        sampled = np.sort(np.random.default_rng(seed).choice(n_spots, _SELECTION_SPOTS, replace=False))
+    n_seen = np.zeros(n_genes, dtype=np.int64)
+    sample, n_empty, n_broken, n_values, largest = [], 0, 0, 0, 0.0
+    for rows, block in counts:
+        values = block.data
+        if not np.isfinite(values).all():
+            raise InputError(
+                f"counts must be finite; found {int((~np.isfinite(values)).sum())} NaN or infinite value(s) in "
+                f"spots {rows.start} to {rows.stop - 1}. Remove or repair those spots."
+            )
+        if values.size and values.min() < 0:
+            raise InputError(
+                f"counts must not be negative; found {values.min():g}. Was the matrix centered or scaled? Put "
+                'the raw counts into X or layers["counts"].'
+            )
+        n_values += values.size
+        n_broken += int((values != np.rint(values)).sum())
+        largest = max(largest, float(values.max(initial=0.0)))
+        # explicit zeros do not count as seen
+        n_seen += np.bincount(block.indices[values > 0], minlength=n_genes)
+        n_empty += int((block @ np.ones(n_genes, np.float32) == 0).sum())
+        inside = sampled[np.searchsorted(sampled, rows.start) : np.searchsorted(sampled, rows.stop)]
+        sample.append(block if len(inside) == block.shape[0] else block[inside - rows.start])
+    if n_empty == n_spots:
+        raise InputError('all counts are zero. Check that X or layers["counts"] holds the raw counts.')
+    if n_broken:
+        warnings.warn(
+            f"counts should be integers, but {n_broken / n_values:.0%} of the non-zero values are not "
+            f"(largest {largest:g}). If this is normalized or logarithmic expression, put the raw counts into "
+            'X or layers["counts"]. The values are used as they are.',
+            AmilstWarning,
+            stacklevel=2,
+        )
+    if n_empty:
+        warnings.warn(
+            f"{n_empty} of {n_spots} spots have no counts; their domain depends on their neighbors only.",
+            AmilstWarning,
+            stacklevel=2,
+        )
+    return Survey(n_seen, sample[0] if len(sample) == 1 else sparse.vstack(sample, format="csr"))
+
+
+def select_genes(counts: sparse.csr_matrix, n_genes: int) -> np.ndarray:
+    """The genes with the largest variance of Pearson residuals.
+
+    Residuals of a negative binomial with θ = 100 and mean depth × abundance, clipped at the square root of
+    the number of spots (Lause, Berens & Kobak 2021). Computed in blocks of genes.
+
+    Parameters
+    ----------
+    counts : csr_matrix, (n_spots, n_genes)
+        Raw counts.
+    n_genes : int
+        Number of genes to keep; all if there are no more.
+
+    Returns
+    -------
+    ndarray of int64
+        Columns, ascending.
+    """
+    n_spots, n_all = counts.shape
+    if n_all <= n_genes:
+        return np.arange(n_all)
+    by_gene = counts.tocsc()
+    totals = np.asarray(counts.sum(1, dtype=np.float64)).ravel()
+    share = (totals / totals.sum())[:, None].astype(np.float32)
+    abundance = np.asarray(counts.sum(0, dtype=np.float64)).ravel().astype(np.float32)
+    limit = np.float32(np.sqrt(n_spots))
+    variance = np.empty(n_all)
+    width = max(1, BLOCK_ENTRIES // n_spots)
+    for start in range(0, n_all, width):
+        block = slice(start, start + width)
+        expected = share * abundance[block]  # spots × genes of the block
+        residuals = by_gene[:, block].toarray() - expected
+        residuals /= np.sqrt(expected + expected**2 / np.float32(100.0) + np.float32(1e-12))
+        variance[block] = np.clip(residuals, -limit, limit, out=residuals).var(0, dtype=np.float64)
+    return np.sort(np.argsort(-variance, kind="stable")[:n_genes])
+
+
+def take_genes(counts: CountRows, genes: np.ndarray, n_entries: int) -> sparse.csr_matrix:
+    """The counts of the genes in the mask, CSR float32, in one pass; ``n_entries`` of them are not zero."""
+    values = np.empty(n_entries, dtype=np.float32)
+    columns = np.empty(n_entries, dtype=np.int32)
+    ends = np.zeros(counts.shape[0] + 1, dtype=np.int64)
+    renumbered = (np.cumsum(genes) - 1).astype(np.int32)
+    at = 0
+    for rows, block in counts:
+        wanted = genes[block.indices] & (block.data != 0)
+        before = np.concatenate([[0], np.cumsum(wanted)])  # kept entries before each stored entry
+        here = slice(at, at + int(before[-1]))
+        values[here] = block.data[wanted]
+        columns[here] = renumbered[block.indices[wanted]]
+        ends[rows.start + 1 : rows.stop + 1] = at + before[block.indptr[1:]]
+        at = here.stop
+    return sparse.csr_matrix((values, columns, ends), shape=(counts.shape[0], int(genes.sum())))
+
+
+class NormalizedCounts:
+    """Log-normalized expression, computed for the rows that are accessed.
+
+    Low-depth spots first receive counts: a spot with a tenth of the usual depth is mostly noise once scaled
+    to the common total. From the pooled counts of its spatial neighbors it gets what it lacks to
+    ``depth_floor`` times the median depth. Then each spot is scaled to one total, and log(1 + x) is taken.
+
+    Parameters
+    ----------
+    counts : csr_matrix, (n_spots, n_genes)
+        Non-negative; not changed.
+    config : PreprocessConfig
+        ``depth_floor``; ``normalization``: the common total is the median one, or for ``"published"`` 1,
+        where genes above 5 % of any spot are left out of the totals (but kept in the result).
+    neighbors : csr_matrix, (n_spots, n_spots), optional
+        Spatial neighbors, ones. Without them low-depth spots are left as they are.
+
+    Attributes
+    ----------
+    shape, dtype
+        Of the whole; a slice of rows is CSR float32.
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(
+        self,
+        counts: sparse.csr_matrix,
+        config: PreprocessConfig,
+        neighbors: sparse.csr_matrix | None = None,
+    ) -> None:
+        self.counts = CountRows(counts)
+        self.shape = counts.shape
+        totals = self.counts.totals()
+        published = config.normalization == "published"
+        scaled_by = self._totals_without_dominant_genes(totals) if published else totals
+        # share of the neighbors' pooled counts that each spot receives
+        self._received = np.zeros(len(totals))
+        self._neighbors = neighbors
+        if config.depth_floor > 0 and neighbors is not None:
+            lacking = np.maximum(config.depth_floor * np.median(totals[totals > 0]) - totals, 0.0)
+            pooled = neighbors @ totals
+            np.divide(lacking, pooled, out=self._received, where=(lacking > 0) & (pooled > 0))
+            scaled_by = scaled_by + self._received * (neighbors @ scaled_by)
+        some = scaled_by > 0
+        target = 1.0 if published else float(np.median(scaled_by[some]))
+        self._factors = np.divide(target, scaled_by, out=np.zeros(len(totals)), where=some).astype(np.float32)
+
+    def _totals_without_dominant_genes(self, totals: np.ndarray) -> np.ndarray:
+        """Totals without genes that dominate any spot; a spot with no other genes keeps its own total."""
+        dominant = np.zeros(self.shape[1], dtype=bool)
+        for rows, block in self.counts:
+            limits = np.repeat(totals[rows] * _DOMINANT, np.diff(block.indptr))
+            dominant[block.indices[block.data > limits]] = True
+        others = self.counts.totals(~dominant)
+        return np.where(others > 0, others, totals)
+
+    def __getitem__(self, rows: slice) -> sparse.csr_matrix:
+        """Normalized expression of some spots."""
+        block = self._filled(rows)
+        block.data *= np.repeat(self._factors[rows], np.diff(block.indptr))
+        np.log1p(block.data, out=block.data)
+        return block
+
+    def _filled(self, rows: slice) -> sparse.csr_matrix:
+        """A copy of the counts with those that low-depth spots receive."""
+        block = self.counts[rows]
+        low = np.flatnonzero(self._received[rows])
+        if self._neighbors is None or len(low) == 0:
+            return block.copy()
+        pooled = (self._neighbors[rows][low] @ self.counts.counts).astype(np.float32).tocsr()
+        pooled.data *= np.repeat(self._received[rows][low].astype(np.float32), np.diff(pooled.indptr))
+        to_spot = sparse.csr_matrix(
+            (np.ones(len(low), np.float32), (low, np.arange(len(low)))), shape=(block.shape[0], len(low))
+        )
+        return (block + to_spot @ pooled).tocsr()
+
+
+def normalize(
+    counts: Any,
+    config: PreprocessConfig | None = None,
+    neighbors: sparse.csr_matrix | None = None,
+    *,
+    seed: int = 0,
+) -> tuple[NormalizedCounts, np.ndarray]:
+    """Select genes; expression is normalized when rows are accessed.
+
+    Parameters
+    ----------
+    counts : see `CountRows`, (n_spots, n_genes)
+        Raw counts, read in two passes.
+    config : PreprocessConfig
+        ``n_top_genes`` here, the others in `NormalizedCounts`.
+    neighbors : csr_matrix, (n_spots, n_spots), optional
+        See `NormalizedCounts`.
+    seed : int
+        Selects the 20,000 spots of a larger section on which the genes are selected.
+
+    Returns
+    -------
+    normalized : NormalizedCounts, (n_spots, n_kept)
+        ``normalized[:]`` is the whole matrix, CSR float32.
+    genes : ndarray of bool, (n_genes,)
+        Mask of the genes kept.
+
+    Raises
+    ------
+    InputError
+        Unusable counts, see `survey`; no gene is seen in at least 3 spots.
+    """
+    config = PreprocessConfig() if config is None else config
+    rows = CountRows(counts)
+    found = survey(rows, seed=seed)
+    genes = found.n_seen >= _MIN_SPOTS
+    if not genes.any():
+        raise InputError(
+            f"no gene is seen in at least {_MIN_SPOTS} of {rows.shape[0]} spots. Check that the counts are "
+            "spots × genes."
+        )
+    if config.n_top_genes is not None and genes.sum() > config.n_top_genes:
+        kept = np.flatnonzero(genes)
+        genes = np.zeros_like(genes)
+        genes[kept[select_genes(found.sample[:, kept], config.n_top_genes)]] = True
+    whole = sparse.issparse(rows.counts) and genes.all()
+    chosen = rows.counts if whole else take_genes(rows, genes, int(found.n_seen[genes].sum()))
+    return NormalizedCounts(chosen, config, neighbors), genes
+
+
+def prepare(
+    counts: Any,
+    config: PreprocessConfig | None = None,
+    neighbors: sparse.csr_matrix | None = None,
+    *,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> Preparation:
+    """Counts to principal components.
+
+    Parameters
+    ----------
+    counts : see `CountRows`, (n_spots, n_genes)
+        Raw counts, in memory or on disk; not changed.
+    config : PreprocessConfig
+        Settings. There are fewer components than ``n_components`` where spots or genes are too few.
+    neighbors : csr_matrix, (n_spots, n_spots), optional
+        Spatial neighbors, see `normalize`.
+    seed : int
+        For the randomized steps on large sections.
+    device : str or torch.device
+        Where the decomposition runs.
+
+    Raises
+    ------
+    InputError
+        Unusable counts, see `survey` and `normalize`.
+    """
+    config = PreprocessConfig() if config is None else config
+    normalized, genes = normalize(counts, config, neighbors, seed=seed)
+    n_spots, n_genes = normalized.shape
+    # centering removes one dimension where spots are fewer than genes
+    n_components = max(1, min(config.n_components, n_spots - 1, n_genes))
+    if n_components < config.n_components:
+        logger.info("%d spots × %d genes have at most %d components", n_spots, n_genes, n_components)
+    logger.info("PCA")
+    pca = PCA(n_components, scale=config.normalization == "published", random_state=seed, device=device)
+    if normalized.counts.counts.nnz <= _SMALL:
+        features = pca.fit_transform(normalized[:])
+    else:
+        features = pca.fit_chunks(normalized).transform_chunks(normalized)
+    return Preparation(features, genes, pca)

@@ -1,0 +1,245 @@
+"""The output folder of a run: AnnData, table, figures and record."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from . import keys, plot
+from .errors import AmilstWarning, InputError, MissingKeyError
+from .pipeline import record_of, recorded_warnings, score
+from .preprocess import is_on_disk
+
+__all__ = ["to_json", "write_results"]
+
+logger = logging.getLogger("amilst_lite")
+
+_FILES = (
+    "result.h5ad", "domains.csv", "run.json", "domains.png", "losses.png", "selection.png", "umap.png"
+)  # fmt: skip
+
+
+def write_results(
+    adata: ad.AnnData,
+    folder: str | PathLike[str],
+    *,
+    source: str = "",
+    annotation: str | None = None,
+    umap: bool = False,
+    key_added: str = keys.DEFAULT_KEY,
+    earlier_warnings: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Write the results of a run into a folder.
+
+    Files of an earlier run in the folder are replaced; other files are kept. ``result.h5ad``,
+    ``domains.csv`` and ``run.json`` are written before the figures. What fails after that, for whatever
+    reason, is left out with a warning.
+
+    Parameters
+    ----------
+    adata : AnnData
+        After `identify_domains`.
+    folder : path-like
+        Folder for ``result.h5ad``, ``domains.csv``, ``run.json``, ``domains.png`` and ``losses.png``, and
+        ``selection.png`` if the number of domains was chosen. Created if missing.
+    source : str
+        What the section was read from, for the record.
+    annotation : str, optional
+        Column of ``obs`` to score against and to draw beside the domains.
+    umap : bool
+        Draw ``umap.png`` too (extra ``umap``; takes ten seconds or more).
+    key_added : str
+        As in `identify_domains`.
+    earlier_warnings : sequence of str
+        Warnings issued before `identify_domains`, for example by the reader, for the record.
+
+    Returns
+    -------
+    dict
+        The content of ``run.json``: input, settings, scores, seed, device, versions, seconds, peak memory,
+        warnings, files, and ``left_out`` (what was not written, and why).
+
+    Raises
+    ------
+    MissingKeyError
+        ``adata`` has no results under ``key_added``, or no column ``annotation``.
+    InputError
+        The folder cannot be written, or ``adata`` is on disk in the file to be written.
+
+    Warns
+    -----
+    AmilstWarning
+        A figure or the scores failed; the message names the file.
+    """
+    names = keys.ResultKeys(key_added)
+    record = _checked_record(adata, names, annotation)
+    folder = _prepared_folder(adata, folder)
+    started = time.perf_counter()
+    summary: dict[str, Any] = {
+        "input": source,
+        "n_spots": adata.n_obs,
+        "n_genes": adata.n_vars,
+        "n_domains": record["n_domains"],
+        "selection": record["selection"],
+        "annotation": annotation,
+        "sample_key": record.get("sample_key"),
+        "use_rep": record.get("use_rep"),
+        "scores": {},
+        **{name: record[name] for name in ("preset", "config", "seed", "device", "estimate", "versions")},
+        "seconds": dict(record["seconds"]),
+        "peak_memory": record["peak_memory"],
+    }
+    left_out: list[str] = []
+
+    def attempt(name: str, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # whatever the reason, the rest of the results is kept
+            if name in _FILES:
+                (folder / name).unlink(missing_ok=True)
+            reason = " ".join(str(error).split()) or type(error).__name__
+            left_out.append(f"{name}: {reason}")
+            warnings.warn(f"{name} was left out: {reason}", AmilstWarning, stacklevel=3)
+
+    def timed(stage: str, since: float) -> float:
+        now = time.perf_counter()
+        summary["seconds"][stage] = now - since
+        summary["seconds"]["total"] = record["seconds"]["total"] + now - started
+        return now
+
+    def write_record() -> None:
+        summary["warnings"] = [*earlier_warnings, *record.get("warnings", ()), *issued]
+        summary["left_out"] = left_out
+        summary["files"] = [name for name in _FILES if name == "run.json" or (folder / name).exists()]
+        (folder / "run.json").write_text(to_json(summary) + "\n", encoding="utf-8")
+
+    def write_scores() -> None:
+        summary["scores"] = {
+            name: score(adata, annotation, domain=column)
+            for name, column in (("domain", names.domain), ("refined", names.refined))
+        }
+
+    with recorded_warnings() as issued:
+        logger.info("write")
+        _table(adata, names).to_csv(folder / "domains.csv", index=False)
+        written = _without_data_on_disk(adata, left_out)
+        attempt("result.h5ad", lambda: written.write_h5ad(folder / "result.h5ad"))
+        then = timed("write", started)
+        write_record()
+        logger.info("score")
+        attempt("scores", write_scores)
+        then = timed("score", then)
+        logger.info("draw")
+        for name, draw in _figures(adata, record, names, annotation, umap).items():
+            attempt(name, lambda name=name, draw=draw: plot.save(draw(), folder / name))  # type: ignore[misc]
+        timed("draw", then)
+        write_record()
+    return summary
+
+
+def to_json(value: Any) -> str:
+    """``value`` as strictly valid JSON: NaN and infinity become null, NumPy types plain ones."""
+    return json.dumps(_plain(value), indent=2, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | bool | int) else str(value)
+
+
+def _checked_record(adata: ad.AnnData, names: keys.ResultKeys, annotation: str | None) -> dict[str, Any]:
+    record = record_of(adata, names.key_added) if isinstance(adata, ad.AnnData) else None
+    if record is None:
+        raise MissingKeyError(
+            f"adata has no results under key_added={names.key_added!r}. Run identify_domains first."
+        )
+    for column in (names.domain, names.refined, names.confidence, annotation):
+        if column is not None and column not in adata.obs:
+            raise MissingKeyError(
+                f"obs has no column {column!r}; it has {', '.join(map(repr, adata.obs.columns))}."
+            )
+    return record
+
+
+def _prepared_folder(adata: ad.AnnData, folder: str | PathLike[str]) -> Path:
+    """The folder, created if missing, without the files of an earlier run."""
+    folder = Path(folder)
+    target = folder / "result.h5ad"
+    if adata.isbacked and Path(adata.filename).resolve() == target.resolve():
+        raise InputError(f"adata is read from {target}, which would be overwritten. Choose another folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in _FILES:
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"the folder {folder} cannot be written ({error}). Choose another folder."
+        ) from error
+    return folder
+
+
+def _table(adata: ad.AnnData, names: keys.ResultKeys) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "spot": adata.obs_names,
+            "domain": adata.obs[names.domain].to_numpy(),
+            "refined_domain": adata.obs[names.refined].to_numpy(),
+            "probability": adata.obs[names.confidence].to_numpy(),
+        }
+    )
+
+
+def _without_data_on_disk(adata: ad.AnnData, left_out: list[str]) -> ad.AnnData:
+    """``adata`` without an ``X`` and ``.raw`` that are on disk, of which a copy would take as much space."""
+    if adata.X is None or not is_on_disk(adata.X):
+        return adata
+    left_out.append("X in result.h5ad: the counts were read from disk and remain in the input")
+    raw = None
+    if adata.raw is not None and is_on_disk(adata.raw.X):
+        left_out.append("raw in result.h5ad: it was read from disk and remains in the input")
+    elif adata.raw is not None:
+        raw = {"X": adata.raw.X, "var": adata.raw.var, "varm": dict(adata.raw.varm)}
+    for line in left_out:
+        logger.info("left out: %s", line)
+    parts = {name: dict(getattr(adata, name)) for name in ("obsm", "varm", "obsp", "varp", "layers", "uns")}
+    return ad.AnnData(obs=adata.obs, var=adata.var, raw=raw, **parts)
+
+
+def _figures(
+    adata: ad.AnnData, record: dict[str, Any], names: keys.ResultKeys, annotation: str | None, umap: bool
+) -> dict[str, Callable[[], Any]]:
+    """File name → function that draws it."""
+    figures: dict[str, Callable[[], Any]] = {
+        "domains.png": lambda: plot.domains(
+            adata, key=names.domain, refined=names.refined, annotation=annotation
+        ),
+        "losses.png": lambda: plot.losses(record["losses"]),
+    }
+    if record["selection"]:
+        table = {name: np.asarray(column) for name, column in record["selection"].items()}
+        figures["selection.png"] = lambda: plot.selection_curve(table, record["n_domains"])
+    if umap:
+        figures["umap.png"] = lambda: plot.umap(
+            adata.obsm[names.embedding],
+            adata.obs[names.domain].to_numpy(),
+            colors=plot.stored_colors(adata, names.domain),
+        )
+    return figures
