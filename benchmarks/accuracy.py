@@ -1,17 +1,18 @@
-"""ARI and NMI on annotated sections, over several seeds, beside controls that train nothing.
+"""Agreement with the annotation of real sections, over seeds, compared with controls.
 
-    python benchmarks/accuracy.py DIR --seeds 10 [--preset NAME] [--set NAME=VALUE ...] [--json FILE]
+    python benchmarks/accuracy.py DIR [--seeds 10] [--sections NAME ...] [--set NAME=VALUE ...] [--json FILE]
 
-DIR holds h5ad files with ``obs["ground_truth"]``; K is the number of its labels, spots without one are
-left out of the scores only. A file without genes but with ``obsm["X_pca"]`` is used from there on. The
-annotation is looked at after the domains are found, never before.
+DIR holds h5ad files with ``obs["ground_truth"]``. K is the number of its labels; spots without a label are left
+out of the scores, not out of the run. The annotation is removed before the domains are identified.
 
-Three controls run beside each section, with the same seeds and the same number of mixture starts:
-``PCs`` (20 components), ``PCs averaged`` (15 components, averaged four times over the 12-neighbour graph),
-both clustered by the plain tied mixture; and ``filtered`` (our features and mixture without the network).
+Three controls, with the same K and the same number of mixture restarts:
 
-Each section runs in a process of its own, so that its peak memory is its own. The mean over tissues
-counts the sections whose names share a prefix before ``_`` (such as her2st_A1, her2st_B1) as one tissue.
+PCs
+    20 principal components and a mixture with one full covariance, not shrunken.
+PCs averaged
+    15 principal components, averaged four times over each spot and its 12 nearest neighbors, and the same mixture.
+without the network
+    The method as it is with ``network_share=0``: filtered features and our mixture.
 """
 
 from __future__ import annotations
@@ -20,199 +21,174 @@ import argparse
 import json
 import sys
 import time
-import warnings
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from record import circumstances
+from common import (
+    ANNOTATION,
+    Json,
+    Record,
+    ari,
+    identify,
+    make_section_parser,
+    markdown,
+    mean_over_tissues,
+    nmi,
+    over_sections,
+    read_annotated,
+    section_paths,
+    spread,
+)
 
-CONTROLS = ("PCs", "PCs averaged", "filtered")
+CONTROLS = ("PCs", "PCs averaged", "without the network")
 
 
-def measure(
-    path: Path, seeds: int, preset: str, settings: dict[str, Any], with_controls: bool = True
-) -> dict[str, Any] | None:
-    """All runs of one section; None when it has no annotation."""
-    import anndata
-
-    import amilst_lite as amilst
+def measure(path: Path, options: argparse.Namespace) -> Json | None:
+    """All runs of one section; None without an annotation."""
     from amilst_lite.runtime import peak_memory
 
-    warnings.simplefilter("ignore")
-    adata = anndata.read_h5ad(path)
-    if "ground_truth" not in adata.obs:
+    section = read_annotated(path)
+    if section is None:
         return None
-    truth = adata.obs["ground_truth"]
-    n_domains = int(truth.nunique())
-    use_rep = "X_pca" if adata.n_vars == 0 and "X_pca" in adata.obsm else None
-    result: dict[str, Any] = {"spots": adata.n_obs, "domains": n_domains}
-    for name in ("ari", "nmi", "refined_ari", "seconds"):
-        result[name] = []
-    for seed in range(seeds):
-        copy = adata.copy()
-        start = time.perf_counter()
-        amilst.identify_domains(copy, n_domains, seed=seed, preset=preset, use_rep=use_rep, **settings)
-        result["seconds"].append(time.perf_counter() - start)
-        scores = amilst.score(copy, "ground_truth")
-        result["ari"].append(scores["ari"])
-        result["nmi"].append(scores["nmi"])
-        refined = amilst.score(copy, "ground_truth", domain="amilst_domain_refined")
-        result["refined_ari"].append(refined["ari"])
+    adata, n_domains = section
+    result: Json = {"spots": adata.n_obs, "genes": adata.n_vars, "domains": n_domains}
+    result |= {name: [] for name in ("ari", "nmi", "refined_ari", "seconds")}
+    for seed in range(options.seeds):
+        began = time.perf_counter()
+        found = identify(adata, n_domains, seed, options, **options.settings)
+        result["seconds"].append(time.perf_counter() - began)
+        result["ari"].append(ari(found))
+        result["nmi"].append(nmi(found))
+        result["refined_ari"].append(ari(found, "amilst_domain_refined"))
         if seed == 0:
-            result["calibration"] = calibration(copy)
-    result["peak_bytes"] = peak_memory()["ram_bytes"]
-    if with_controls:
-        result["controls"] = controls(adata, n_domains, seeds, use_rep)
+            result["calibration"] = calibration(found)
+    result["peak_memory"] = peak_memory()
+    result["controls"] = {
+        name: [ari(predict(seed)) for seed in range(options.seeds)]
+        for name, predict in controls(adata, n_domains, options).items()
+    }
     return result
 
 
 def calibration(adata: Any) -> list[tuple[float, float, int]]:
-    """(mean confidence, share whose domain's majority label is theirs, spots) by decile of confidence."""
+    """Mean confidence, share of correct spots, and number of spots, by tenths of the confidence.
+
+    A spot is correct if its label is the most frequent one of its domain.
+    """
     import pandas as pd
 
-    labelled = adata.obs[adata.obs["ground_truth"].notna()]
-    domain = labelled["amilst_domain"].astype(str)
-    label = labelled["ground_truth"].astype(str)
+    labeled = adata.obs[adata.obs[ANNOTATION].notna()]
+    domain, label = labeled["amilst_domain"].astype(str), labeled[ANNOTATION].astype(str)
     majority = pd.crosstab(domain, label).idxmax(axis=1)
-    right = (domain.map(majority) == label).to_numpy()
-    confidence = labelled["amilst_confidence"].to_numpy()
-    deciles = np.array_split(np.argsort(confidence, kind="stable"), 10)
-    return [(float(confidence[rows].mean()), float(right[rows].mean()), len(rows)) for rows in deciles]
+    correct = (domain.map(majority) == label).to_numpy()
+    confidence = labeled["amilst_confidence"].to_numpy()
+    tenths = np.array_split(np.argsort(confidence, kind="stable"), 10)
+    return [(float(confidence[rows].mean()), float(correct[rows].mean()), len(rows)) for rows in tenths]
 
 
-def controls(adata: Any, n_domains: int, seeds: int, use_rep: str | None) -> dict[str, list[float]]:
-    """ARI of the three untrained controls, seed by seed."""
-    import torch
+def controls(adata: Any, n_domains: int, options: argparse.Namespace) -> dict[str, Callable[[int], Any]]:
+    """Control → function that returns, for a seed, the section with the control's domains."""
+    from scipy import sparse
 
     import amilst_lite as amilst
-    from amilst_lite.config import Config
-    from amilst_lite.estimator import build_graph, filter_features
-    from amilst_lite.metrics import adjusted_rand_index
-    from amilst_lite.nn.sparse import SymmetricAdjacency, propagate
     from amilst_lite.preprocess import prepare
 
-    config = Config()
-    coordinates = np.asarray(adata.obsm["spatial"], dtype=np.float64)
-    truth = adata.obs["ground_truth"].to_numpy()
-    near, wide = (build_graph(coordinates, config.replace(n_neighbors=k).graph) for k in (6, 12))
-    if use_rep is None:
-        plain = config.replace(n_top_genes=None, top_up=0.0, scale_genes=True, n_components=20)
-        pcs = prepare(adata.X, plain.preprocess).features
-        ours = prepare(adata.X, config.preprocess, near.connectivities()).features
-    else:
-        pcs = ours = np.asarray(adata.obsm[use_rep], dtype=np.float32)
-    adjacency = SymmetricAdjacency(wide.adjacency())
-    averaged = torch.from_numpy(pcs[:, :15])[torch.from_numpy(wide.order)]
+    config = amilst.Config()
+    plain = config.replace(depth_floor=0.0, n_components=20)
+    components = prepare(adata.X, plain.preprocess).features
+    graph = amilst.SpatialGraph.from_coordinates(np.asarray(adata.obsm["spatial"]), n_neighbors=12)
+    with_self = sparse.csr_matrix(graph.connectivities()) + sparse.identity(adata.n_obs, format="csr")
+    mean = sparse.diags(1.0 / np.asarray(with_self.sum(axis=1)).ravel()) @ with_self
+    averaged = components[:, :15]
     for _ in range(4):
-        averaged = propagate(adjacency, averaged)
-    cpu = torch.device("cpu")
-    inputs = {
-        "PCs": (pcs[:, :20], 0.0),
-        "PCs averaged": (averaged[torch.from_numpy(wide.rank)].numpy(), 0.0),
-        "filtered": (filter_features(torch.from_numpy(ours), near, config.filter, 0, cpu).numpy(),
-                     config.cluster.covariance_prior),
-    }  # fmt: skip
-    found: dict[str, list[float]] = {}
-    for name, (features, prior) in inputs.items():
-        found[name] = []
-        for seed in range(seeds):
+        averaged = mean @ averaged
+
+    def with_mixture(features: np.ndarray) -> Callable[[int], Any]:
+        def predict(seed: int) -> Any:
             mixture = amilst.GaussianMixture(
-                n_domains, n_init=config.cluster.n_init, covariance_prior=prior, random_state=seed
-            )
-            found[name].append(adjusted_rand_index(truth, mixture.fit_predict(features)))
-    return found
+                n_domains, n_init=config.cluster.n_init, covariance_prior=0.0, random_state=seed,
+                device=options.device,
+            )  # fmt: skip
+            copy = adata.copy()
+            copy.obs["amilst_domain"] = mixture.fit_predict(np.ascontiguousarray(features, dtype=np.float32))
+            return copy
+
+        return predict
+
+    def without_network(seed: int) -> Any:
+        return identify(adata, n_domains, seed, options, network_share=0.0, epochs=1, n_networks=1)
+
+    return dict(
+        zip(CONTROLS, (with_mixture(components), with_mixture(averaged), without_network), strict=True)
+    )
 
 
-def tissue_means(values: dict[str, float]) -> float:
-    """Mean over tissues, sections of one tissue counted together."""
-    tissues: dict[str, list[float]] = {}
-    several = {name.rsplit("_", 1)[0] for name in values if "_" in name}
-    for name, value in values.items():
-        prefix = name.rsplit("_", 1)[0]
-        siblings = [other for other in values if "_" in other and other.rsplit("_", 1)[0] == prefix]
-        tissues.setdefault(prefix if prefix in several and len(siblings) > 1 else name, []).append(value)
-    return float(np.mean([np.mean(one) for one in tissues.values()]))
+def table(record: Json) -> str:
+    """One row for each section, and the mean over tissues."""
+    sections = record["sections"]
+    rows: list[list[object]] = []
+    for name, one in sections.items():
+        memory = one["peak_memory"]["ram_bytes"] or 0
+        rows.append(
+            [name, f"{one['spots']:,}", one["domains"]]
+            + [f"**{spread(one['ari'])}**", f"{np.mean(one['nmi']):.3f}", spread(one["refined_ari"])]
+            + [spread(one["controls"][control]) for control in CONTROLS]
+            + [f"{np.median(one['seconds']):.1f}", f"{memory / 2**30:.1f}"]
+        )
+    means = [mean_over_tissues({n: float(np.mean(one[k])) for n, one in sections.items()})
+             for k in ("ari", "nmi", "refined_ari")]  # fmt: skip
+    means += [
+        mean_over_tissues({n: float(np.mean(one["controls"][control])) for n, one in sections.items()})
+        for control in CONTROLS
+    ]
+    rows.append(["mean over tissues", "", "", *(f"{mean:.3f}" for mean in means), "", ""])
+    header = ["section", "spots", "K", "default", "NMI", "refined", *CONTROLS, "seconds", "GiB"]
+    return markdown(header, rows)
 
 
-def spread(values: list[float]) -> str:
-    return f"{np.mean(values):.3f} ± {np.std(values):.3f}"
+def calibration_table(record: Json) -> str:
+    """Confidence and share of correct spots by tenths of the confidence, mean over tissues."""
+    sections = record["sections"]
+
+    def mean(tenth: int, column: int) -> str:
+        values = {name: one["calibration"][tenth][column] for name, one in sections.items()}
+        return f"{mean_over_tissues(values):.2f}"
+
+    return markdown(
+        ["tenth of the spots", *range(1, 11)],
+        [
+            ["mean confidence", *(mean(k, 0) for k in range(10))],
+            ["correct", *(mean(k, 1) for k in range(10))],
+        ],
+    )
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """``NAME=VALUE`` as a pair; the value is JSON where it can be read as such."""
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seeds", type=int, default=10)
+    parser = make_section_parser(__doc__, seeds=10)
     parser.add_argument("--preset", default="default")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting")
-    parser.add_argument("--only", nargs="*", help="names of sections (default: all)")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--set", action="append", default=[], type=setting, metavar="NAME=VALUE")
     options = parser.parse_args()
-    settings = {}
-    for item in options.set:
-        name, _, text = item.partition("=")
-        try:
-            settings[name] = json.loads(text)
-        except json.JSONDecodeError:
-            settings[name] = text
-    paths = sorted(options.folder.glob("*.h5ad"))
-    if options.only:
-        paths = [path for path in paths if path.stem in options.only]
-    if not paths:
-        print(f"no h5ad files to score in {options.folder}", file=sys.stderr)
+    options.settings = {"preset": options.preset, **dict(options.set)}
+    record = Record(options, "accuracy", seeds=options.seeds, settings=options.settings)
+    paths = record.remaining(section_paths(options.folder, options.sections))
+    for name, result in over_sections(measure, paths, options):
+        record.add_section(name, result)
+        print(f"{name}: ARI {spread(result['ari'])}, {np.median(result['seconds']):.1f} s", flush=True)
+    if not record.data.get("sections"):
+        print(f"no annotated sections in {options.folder}", file=sys.stderr)
         return 2
-
-    sections: dict[str, Any] = {}
-    columns = ("ARI", "NMI", "refined ARI", *CONTROLS)
-    print(
-        f"{'section':22s} {'spots':>6s} {'K':>3s} "
-        + " ".join(f"{c:>15s}" for c in columns)
-        + "       s   MiB"
-    )
-    for path in paths:
-        # a process for each section: peak memory is counted over a process's whole life
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            found = pool.submit(measure, path, options.seeds, options.preset, settings).result()
-        if found is None:
-            print(f"{path.stem:22s} has no obs['ground_truth']: left out")
-            continue
-        sections[path.stem] = found
-        cells = [spread(found[key]) for key in ("ari", "nmi", "refined_ari")]
-        cells += [spread(found["controls"][name]) for name in CONTROLS]
-        print(
-            f"{path.stem:22s} {found['spots']:6d} {found['domains']:3d} "
-            + " ".join(f"{cell:>15s}" for cell in cells)
-            + f" {np.median(found['seconds']):7.1f} {(found['peak_bytes'] or 0) / 2**20:5.0f}",
-            flush=True,
-        )
-    if not sections:
-        return 2
-    summary = {
-        "ari": tissue_means({name: float(np.mean(one["ari"])) for name, one in sections.items()}),
-        "refined_ari": tissue_means({n: float(np.mean(one["refined_ari"])) for n, one in sections.items()}),
-        "sd": float(np.mean([np.std(one["ari"]) for one in sections.values()])),
-        "controls": {
-            name: tissue_means({n: float(np.mean(one["controls"][name])) for n, one in sections.items()})
-            for name in CONTROLS
-        },
-    }
-    print(
-        f"mean over tissues: ARI {summary['ari']:.3f} (mean sd within a section {summary['sd']:.3f}), "
-        f"refined {summary['refined_ari']:.3f}; "
-        + ", ".join(f"{name} {value:.3f}" for name, value in summary["controls"].items())
-    )
-    if options.json:
-        record = {
-            "sections": sections,
-            "summary": summary,
-            "preset": options.preset,
-            "settings": settings,
-            "seeds": options.seeds,
-            **circumstances(),
-        }
-        options.json.write_text(json.dumps(record, indent=2) + "\n")
+    print(table(record.data) + "\n\n" + calibration_table(record.data))
     return 0
 
 

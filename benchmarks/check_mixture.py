@@ -1,4 +1,4 @@
-"""Compare `GaussianMixture` with what R's mclust made of the same matrices.
+"""Compare `GaussianMixture` with the results of R's mclust on the same matrices.
 
     python benchmarks/check_mixture.py FILE.npz [FILE.npz ...] [--seeds 5]
 
@@ -7,11 +7,11 @@ A file holds ``X`` (n, d), ``G`` and, for each of mclust's models EII, VII, EEI,
 model and seed:
 
 likelihood
-    ours is at least R's less 0.1 % of its size;
+    ours is at least that of R, less 0.1 % of its absolute value;
 labels
     where the likelihoods agree to 1e-4, the adjusted Rand index with R's labels is at least 0.98;
 parameters
-    as many as mclust counts, none of the components empty;
+    as many as mclust counts, and no empty component;
 BIC
     ours, with the sign turned, is 2 log L − p log n to 1e-6.
 
@@ -35,7 +35,7 @@ MODELS = ("EII", "VII", "EEI", "VVI", "EEE", "VVV")
 
 
 def compare(data: dict[str, np.ndarray], model: str, seed: int) -> tuple[str, bool]:
-    """One line of the table, and whether everything holds."""
+    """One line of the table, and whether all checks hold."""
     X, n_components = data["X"], int(data["G"])
     theirs = float(data[f"{model}/loglik"])
     began = time.perf_counter()
@@ -66,7 +66,7 @@ def compare(data: dict[str, np.ndarray], model: str, seed: int) -> tuple[str, bo
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", type=Path)
-    parser.add_argument("--seeds", type=int, default=5, help="seeds 0, 1, ... of which each is checked")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds 0, 1, ... (default: 5)")
     options = parser.parse_args(arguments)
     holds = True
     for path in options.files:

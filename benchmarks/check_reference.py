@@ -1,11 +1,10 @@
-"""Hold the network's arithmetic against reference values of the published one.
+"""Compare the network's arithmetic with reference values of the published one.
 
     python benchmarks/check_reference.py FILE.npz
 
-The file holds inputs, a graph, the weights of one published network in evaluation mode and what
-that network made of them. For every quantity in the file this prints our largest deviation, as a
-share of the largest reference value of that quantity, and exits with 1 if any exceeds 1e-5.
-Widths are taken from the file, so it need not be of any one size.
+The file holds inputs, a graph, the weights of one published network in evaluation mode, and its outputs, losses and
+gradients. For every quantity in the file this prints our largest deviation, relative to the largest reference value
+of that quantity, and exits with status 1 if any exceeds 1e-5. Widths are taken from the file.
 """
 
 from __future__ import annotations
@@ -18,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amilst_lite import losses
 from amilst_lite.config import NetworkConfig
-from amilst_lite.graph import SpatialGraph
-from amilst_lite.nn.network import AMILSTNetwork
+from amilst_lite.nn import losses
+from amilst_lite.nn.model import AMILSTNetwork
+from amilst_lite.spatial.graph import SpatialGraph
 
 TOLERANCE = 1e-5
 NEIGHBORS = 12
+CENTERS = "cluster_layer"  # the published name of the cluster centers, which our network does not hold
 
 # weights of the published objective (10 · reconstruction + 0.1 · (links + KL) + 10 · clustering)
 RECONSTRUCTION, GRAPH, CLUSTERING = 10.0, 0.1, 10.0
@@ -33,7 +33,6 @@ RECONSTRUCTION, GRAPH, CLUSTERING = 10.0, 0.1, 10.0
 def our_names(n_blocks: int) -> dict[str, tuple[str, bool]]:
     """Published parameter name → our name and whether the matrix is transposed."""
     names = {
-        "cluster_layer": ("centers", False),
         "gc1.weight": ("graph_encoder.hidden.weight", False),
         "gc2.weight": ("graph_encoder.mean.weight", False),
         "gc3.weight": ("graph_encoder.log_sigma.weight", False),
@@ -48,8 +47,10 @@ def our_names(n_blocks: int) -> dict[str, tuple[str, bool]]:
     return names
 
 
-def load_network(reference: dict[str, np.ndarray]) -> tuple[AMILSTNetwork, dict[str, tuple[str, bool]]]:
-    """Our network with the reference's weights, in evaluation mode."""
+def load_network(
+    reference: dict[str, np.ndarray],
+) -> tuple[AMILSTNetwork, torch.nn.Parameter, dict[str, tuple[str, bool]]]:
+    """Our network with the reference's weights, in evaluation mode; the cluster centers; names of parameters."""
     params = {
         key.removeprefix("param/"): value for key, value in reference.items() if key.startswith("param/")
     }
@@ -59,8 +60,7 @@ def load_network(reference: dict[str, np.ndarray]) -> tuple[AMILSTNetwork, dict[
         feature_widths=widths,
         graph_hidden=params["gc1.weight"].shape[1],
         graph_latent=params["gc2.weight"].shape[1],
-        decoder="dense",
-        n_centers=params["cluster_layer"].shape[0],
+        decoder="block",
     )
     network = AMILSTNetwork(reference["features"].shape[1], config)
     names = our_names(n_blocks)
@@ -69,15 +69,16 @@ def load_network(reference: dict[str, np.ndarray]) -> tuple[AMILSTNetwork, dict[
         value = torch.from_numpy(params[theirs])
         state[ours] = value.T.contiguous() if transposed else value
     network.load_state_dict(state)
-    return network.eval(), names
+    centers = torch.nn.Parameter(torch.from_numpy(params[CENTERS]))
+    return network.eval(), centers, names
 
 
 def compute(reference: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Our value of every quantity that the file holds a reference for."""
+    """Our value of every quantity for which the file holds a reference."""
     coordinates = reference["coordinates"]
     n = len(coordinates)
     graph = SpatialGraph.from_coordinates(coordinates, n_neighbors=NEIGHBORS)
-    # the file numbers the spots as given, the graph along its own curve
+    # the file numbers the spots as given, the graph in its space-filling order
     order = torch.from_numpy(graph.order)
     adjacency = graph.adjacency()
     rows, columns = order[adjacency.indices()]
@@ -90,10 +91,10 @@ def compute(reference: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     sort = np.lexsort((edge_columns.numpy(), edge_rows.numpy()))
     ours["edge_rows"], ours["edge_cols"] = edge_rows[sort], edge_columns[sort]
 
-    network, names = load_network(reference)
+    network, centers, names = load_network(reference)
     features = torch.from_numpy(reference["features"])[order]
     output = network(features, adjacency)
-    q = losses.soft_assignment(output.latent, network.centers)
+    q = losses.soft_assignment(output.latent, centers)
     target = losses.target_distribution(q)
     rank = torch.from_numpy(graph.rank)
     ours["out_latent"] = output.latent[rank]
@@ -119,8 +120,8 @@ def compute(reference: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     ours["loss_total"] = total
 
     total.backward()
-    gradients = dict(network.named_parameters())
-    for theirs, (name, transposed) in names.items():
+    gradients = {**dict(network.named_parameters()), CENTERS: centers}
+    for theirs, (name, transposed) in {**names, CENTERS: (CENTERS, False)}.items():
         if name in gradients and f"grad/{theirs}" in reference:
             gradient = gradients[name].grad
             assert gradient is not None, name
@@ -134,8 +135,8 @@ def compute(reference: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def full_link_loss(latent: Tensor, upper: Tensor) -> Tensor:
     """The link loss without its mask, over all N² pairs.
 
-    The package never computes it, since it costs O(N²); here it checks latent and edges once
-    more. Row blocks keep it small: Σ softplus(s) over all pairs, less s on edges and loops.
+    The package never computes it, since it costs O(N²); here it checks latent and edges again. Row blocks limit
+    its memory: Σ softplus(s) over all pairs, less s on edges and loops.
     """
     n = latent.shape[0]
     everywhere = sum(torch.nn.functional.softplus(block @ latent.T).sum() for block in latent.split(1024))

@@ -1,42 +1,40 @@
-"""Time and quality of `GaussianMixture`, `KMeans` and `PCA` beside scikit-learn's, in one run.
+"""Time and quality of `GaussianMixture`, `KMeans` and `PCA` compared with scikit-learn, in one run.
 
-    python benchmarks/clustering.py --json clustering.json [--sizes 10000,100000,1000000] [--repeats 3]
+    python benchmarks/clustering.py [--sizes 10000 100000 1000000] [--repeats 3] [--json FILE]
 
-The data are simulated: 7 components of unequal size and a common, correlated covariance in 28 columns for
-the clusterings; the same rows carried to 100 columns by a random map, with noise, for the PCA; float32.
-Both sides get the same matrix, the same threads and the same settings:
+The data are simulated: 7 components of unequal size and a common, correlated covariance in 28 columns for the
+clusterings; the same rows mapped to 100 columns by a random matrix, with noise, for the PCA; float32. Both sides get
+the same matrix, threads and settings:
 
 mixture
     one start from k-means and exactly 30 EM steps over all rows (tol 0); ``tied`` and ``full``.
-mixture, as it comes
-    our default of 40 restarts against scikit-learn's default of one; tied; both to their own tolerance.
+mixture, defaults
+    our default of 40 restarts and scikit-learn's default of one; tied; each to its own tolerance.
 k-means
     10 starts, tol 1e-4.
 PCA
     30 components, each side's own choice of solver.
 
-``quality`` is the mean log-likelihood of a row, minus the inertia of a row, or the share of the variance
-explained: higher is better. Times are the best of ``--repeats`` runs, which alternate between the sides.
+``quality`` is the mean log-likelihood of a row, minus the inertia per row, or the share of the variance explained:
+higher is better. Times are the best of ``--repeats`` runs, which alternate between the sides.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import sys
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from record import circumstances
+from common import Json, Record, make_parser, markdown, use_threads
 from sklearn.cluster import KMeans as TheirKMeans
 from sklearn.decomposition import PCA as TheirPCA
 from sklearn.mixture import GaussianMixture as TheirMixture
 
 from amilst_lite.cluster import GaussianMixture, KMeans
-from amilst_lite.decomposition import PCA
+from amilst_lite.preprocess.pca import PCA
 
 K, D, GENES, COMPONENTS, STEPS = 7, 28, 100, 30, 30
 
@@ -75,7 +73,7 @@ def contests(X: np.ndarray, genes: np.ndarray) -> list[Contest]:
     ]
     rows.append(
         (
-            "mixture tied, as it comes",
+            "mixture tied, defaults",
             X,
             lambda: GaussianMixture(K, covariance_type="tied", random_state=0),
             lambda: TheirMixture(K, covariance_type="tied", random_state=0),
@@ -125,29 +123,34 @@ def race(contest: Contest, repeats: int) -> dict[str, Any]:
     return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write the results there")
-    parser.add_argument("--sizes", default="10000,100000,1000000", help="numbers of rows, with commas")
+def table(record: Json) -> str:
+    """One row for each estimator and size."""
+    rows = [
+        [one["what"], f"{one['n']:,}", f"{one['ours_s']:.2f}", f"{one['sklearn_s']:.2f}"]
+        + [f"{one['speedup']:.1f}", f"{one['ours_quality']:.4f}", f"{one['sklearn_quality']:.4f}"]
+        for one in record["results"]
+    ]
+    header = ["", "rows", "ours, s", "scikit-learn, s", "ratio", "our quality", "scikit-learn's quality"]
+    return markdown(header, rows)
+
+
+def main() -> int:
+    parser = make_parser(__doc__)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the best counts")
     parser.add_argument("--only", default="", help="run only what has this in its name")
     options = parser.parse_args()
-    print(f"{'what':26} {'n':>9} {'ours s':>8} {'sklearn s':>9} {'ratio':>6}  quality: ours, sklearn")
-    results = []
-    for size in options.sizes.split(","):
-        for contest in contests(*simulate(int(float(size)))):
-            if options.only not in contest[0]:
-                continue
-            result = race(contest, options.repeats if int(float(size)) < 500_000 else 1)
-            results.append(result)
-            print(
-                f"{result['what']:26} {result['n']:9,} {result['ours_s']:8.3f} {result['sklearn_s']:9.3f} "
-                f"{result['speedup']:6.1f}  {result['ours_quality']:.5f}, {result['sklearn_quality']:.5f}",
-                flush=True,
-            )
-    if options.json:
-        options.json.write_text(json.dumps({**circumstances(), "results": results}, indent=1) + "\n")
+    use_threads(options.threads)
+    record = Record(options, "clustering")
+    for size in options.sizes:
+        for contest in contests(*simulate(size)):
+            if options.only in contest[0]:
+                result = race(contest, options.repeats if size < 500_000 else 1)
+                record.add_row(result)
+                print(f"{result['what']}, {size:,} rows: {result['ours_s']:.3f} s", flush=True)
+    print(table(record.data))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

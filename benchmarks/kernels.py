@@ -1,44 +1,41 @@
-"""How fast is Â·H? Ours against COO, CSR, scipy and index_add, and against moving the bytes once.
+"""Time of Â·H: ours, torch's COO and CSR products, scipy, index_add, and a copy of as many bytes.
 
-    python benchmarks/kernels.py --json kernels.json [--sizes 10000 100000] [--columns 8 32 128]
+    python benchmarks/kernels.py [--json FILE] [--sizes 10000 100000] [--columns 8 32 128]
 
 For each number of nodes and of columns: forward (Y = Â·H) and forward with backward (∂/∂H), float32, on the
-12-nearest-neighbour graph of uniformly scattered points, as ``SpatialGraph`` makes it. The contenders take
-turns, round after round, so that all see the same machine; the first rounds are not counted. The floor is a
-copy that moves as many bytes as the product must at the least: H read and Y written once, the values, column
-indices and row offsets of Â read once; with backward, twice that.
+12-nearest-neighbor graph of uniformly scattered points, as ``SpatialGraph`` makes it. The candidates alternate, so
+that all meet the same load of the machine; the first rounds are not counted. The lower bound is a copy that moves as
+many bytes as the product must at least: H read and Y written once, the values, column indices and row offsets of Â
+read once; with backward, twice that.
 
-The table gives the milliseconds of ours and, for all others, their time divided by ours (above 1: ours is
-faster); the JSON has medians and minima. Where other programs want the same cores, two threads wait for the
-slower one and medians measure the neighbours: then read the load average in the JSON, and use
+The table gives the milliseconds of ours and, for the others, their time divided by ours (above 1: ours is faster);
+the JSON has medians and minima. If other programs use the same cores, see the load average in the JSON and use
 ``--statistic min`` or ``--threads 1``.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
-from record import circumstances
+from common import Json, Record, make_parser, markdown, use_threads
 from scipy import sparse
 
-from amilst_lite.graph import SpatialGraph
 from amilst_lite.nn.sparse import SymmetricAdjacency, propagate
 from amilst_lite.runtime import resolve_device, synchronize
+from amilst_lite.spatial.graph import SpatialGraph
 
-# index_add writes out one row of H for each edge; beyond this it only measures the memory.
+# index_add writes one row of H for each edge; above this size it only measures the memory
 MOST_GATHERED_BYTES = 2 * 2**30
 
 
 def contenders(adjacency: SymmetricAdjacency, features: torch.Tensor) -> dict[str, dict[str, Callable]]:
-    """For each way to take the product, a function for ``forward`` and one for ``both``."""
+    """For each way to compute the product, a function for ``forward`` and one for ``both``."""
     coo = adjacency.coo
     offsets, columns, values = adjacency.offsets, adjacency.columns, adjacency.values
     csr = torch.sparse_csr_tensor(offsets, columns, values, coo.shape, check_invariants=False)
@@ -55,7 +52,7 @@ def contenders(adjacency: SymmetricAdjacency, features: torch.Tensor) -> dict[st
     ways = {
         "ours": differentiable(lambda h: propagate(adjacency, h)),
         "coo": differentiable(lambda h: torch.sparse.mm(coo, h)),
-        # CSR has no fast gradient of its own: the product twice, which Â's symmetry allows anyone.
+        # CSR has no fast gradient of its own: the product twice, by the symmetry of Â
         "csr": {"forward": lambda: csr @ plain, "both": lambda: (csr @ plain, csr @ upstream)},
     }
     if len(values) * plain.shape[1] * plain.element_size() <= MOST_GATHERED_BYTES:
@@ -82,16 +79,16 @@ def contenders(adjacency: SymmetricAdjacency, features: torch.Tensor) -> dict[st
 
 
 def measure(functions: dict[str, Callable], device: torch.device, seconds: float) -> dict[str, dict]:
-    """Median and least milliseconds of each function, called in turns.
+    """Median and minimum milliseconds of each function, called alternately.
 
-    Each is called 4 times at least, and further until it has had ``seconds`` or 300 calls.
+    Each is called at least 4 times, and until it has taken ``seconds`` or had 300 calls.
     """
     taken: dict[str, list[float]] = {name: [] for name in functions}
     waiting = list(functions)
     while waiting:
         for name in waiting:
             if taken[name] and taken[name][-1] < 50:
-                functions[name]()  # so that it finds the caches as it left them, not as the one before did
+                functions[name]()  # so that the caches hold its own data
             synchronize(device)
             start = time.perf_counter()
             functions[name]()
@@ -109,27 +106,38 @@ def measure(functions: dict[str, Callable], device: torch.device, seconds: float
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="where to write the figures")
+OTHERS = ("coo", "csr", "scipy", "index_add", "floor")
+
+
+def table(record: Json, statistic: str = "median") -> str:
+    """One row for each size, number of columns and direction."""
+    rows = []
+    for one in record["results"]:
+        ratio = one["ratio_to_ours"][statistic]
+        rows.append(
+            [f"{one['nodes']:,}", one["columns"], one["what"]]
+            + [f"{one['times']['ours'][f'{statistic}_ms']:.2f}"]
+            + [f"{ratio[name]:.2f}" if name in ratio else "" for name in OTHERS]
+        )
+    header = ["nodes", "columns", "", "ours, ms", "COO", "CSR", "scipy", "index_add", "lower bound"]
+    return markdown(header, rows)
+
+
+def main() -> int:
+    parser = make_parser(__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--columns", type=int, nargs="+", default=[8, 32, 128])
-    parser.add_argument("--seconds", type=float, default=1.0, help="for one contender and cell, about")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, help="of torch on the CPU; default: as torch chooses")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for one candidate and size, about")
     parser.add_argument("--statistic", choices=["median", "min"], default="median", help="in the table")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     warnings.filterwarnings("ignore", "Sparse")
     device = resolve_device(options.device)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    results = []
-    names = ["coo", "csr", "scipy", "index_add", "floor"]
-    print(f"{'nodes':>9} {'columns':>7} {'':8} {'ours ms':>9} " + " ".join(f"{name:>9}" for name in names))
+    use_threads(options.threads)
+    record = Record(options, "kernels", seed=options.seed)
     for n_nodes in options.sizes:
         rng = np.random.default_rng(options.seed)
-        graph = SpatialGraph.from_coordinates(rng.random((n_nodes, 2)))
+        graph = SpatialGraph.from_coordinates(rng.random((n_nodes, 2)), n_neighbors=12)
         adjacency = SymmetricAdjacency(graph.adjacency(device))
         for n_columns in options.columns:
             features = torch.from_numpy(rng.standard_normal((n_nodes, n_columns), dtype=np.float32))
@@ -143,25 +151,13 @@ def main() -> None:
                     for kind in ("median", "min")
                 }
                 cell = {"nodes": n_nodes, "entries": len(adjacency.values), "columns": n_columns}
-                results.append({**cell, "what": what, "times": times, "ratio_to_ours": ratio})
-                shown = [
-                    f"{ratio[options.statistic][name]:9.2f}" if name in times else f"{'-':>9}"
-                    for name in names
-                ]
+                record.add_row({**cell, "what": what, "times": times, "ratio_to_ours": ratio})
                 print(
-                    f"{n_nodes:9} {n_columns:7} {what:8} {ours[options.statistic + '_ms']:9.3f} "
-                    + " ".join(shown),
-                    flush=True,
+                    f"{n_nodes:,} nodes, {n_columns} columns, {what}: {ours['median_ms']:.3f} ms", flush=True
                 )
-    record = {
-        "benchmark": "kernels",
-        **circumstances(device),
-        "seed": options.seed,
-        "results": results,
-    }
-    if options.json:
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
+    print(table(record.data, options.statistic))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

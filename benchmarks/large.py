@@ -1,22 +1,19 @@
-"""A section of arrays too large for most machines: from features and coordinates to domains.
+"""A very large section from arrays: features and coordinates to domains.
 
     python benchmarks/large.py [--cells 10000000] [--features 50] [--device cuda] [--json FILE]
 
-Cells lie at random in a square that 300 seeds divide into regions, each of one of 20 domains; a cell's
-features are its domain's mean and noise three times as strong, so that a cell alone says little. They are
-made on the device. Time is that of `AMILST.fit`, stage by stage; memory is the process's peak and the GPU's.
+Cells lie at random in a square that 300 seeds divide into regions, each of one of 20 domains. A cell's features are
+its domain's mean and noise three times as strong, so that a single cell says little. They are made on the device.
+Time is that of `AMILST.fit`, stage by stage; memory is the peak of the process and of the GPU.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
-from pathlib import Path
 
 import torch
-from record import circumstances
+from common import Json, Record, make_parser, markdown, use_threads
 
 from amilst_lite import AMILST
 from amilst_lite.metrics import adjusted_rand_index
@@ -39,40 +36,47 @@ def simulate(n_cells: int, n_features: int, device: torch.device, seed: int) -> 
     return features, places, domains
 
 
+def table(record: Json) -> str:
+    """One row for each run."""
+    rows = []
+    for one in record["results"]:
+        memory, device = one["peak_memory"]["ram_bytes"] or 0, one["peak_memory"].get("vram_bytes")
+        rows.append(
+            [f"{one['cells']:,}", one["features"], f"{one['total_seconds']:.0f}", f"{memory / 2**30:.1f}",
+             f"{device / 2**30:.1f}" if device else "", f"{one['ari']:.3f}"]
+        )  # fmt: skip
+    return markdown(["cells", "features", "seconds", "GiB", "GPU GiB", "ARI"], rows)
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cells", type=int, default=10_000_000)
+    parser = make_parser(__doc__)
+    parser.add_argument("--cells", type=int, nargs="+", default=[10_000_000])
     parser.add_argument("--features", type=int, default=50)
-    parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    use_threads(options.threads)
     device = resolve_device(options.device)
-    features, places, domains = simulate(options.cells, options.features, device, options.seed)
-    coordinates, truth = places.cpu().numpy(), domains.cpu().numpy()
-    start = time.perf_counter()
-    model = AMILST(N_DOMAINS, seed=options.seed, device=str(device)).fit(features, coordinates)
-    total = time.perf_counter() - start
-    ari = adjusted_rand_index(truth, model.labels_)
-    peak = peak_memory(device)
-    print(f"{options.cells:,} cells × {options.features} features on {device}: {total:.1f} s, ARI {ari:.3f}")
-    for stage, seconds in model.seconds_.items():
-        print(f"  {stage:8s} {seconds:8.2f} s")
-    for name, value in peak.items():
-        print(f"  {name}: {(value or 0) / 2**20:,.0f} MiB")
-    if options.json:
-        record = {
-            "benchmark": "large",
-            **circumstances(device),
-            "cells": options.cells,
-            "features": options.features,
-            "seed": options.seed,
-            "total_seconds": total,
-            "seconds": model.seconds_,
-            "peak_memory": peak,
-            "ari": ari,
-        }
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
+    record = Record(options, "large")
+    for n_cells in options.cells:
+        features, places, domains = simulate(n_cells, options.features, device, options.seed)
+        coordinates, truth = places.cpu().numpy(), domains.cpu().numpy()
+        start = time.perf_counter()
+        model = AMILST(N_DOMAINS, seed=options.seed, device=str(device))
+        model.fit(features, coordinates=coordinates)
+        record.add_row(
+            {
+                "cells": n_cells,
+                "features": options.features,
+                "seed": options.seed,
+                "total_seconds": time.perf_counter() - start,
+                "seconds": model.seconds_,
+                "peak_memory": peak_memory(device),
+                "ari": adjusted_rand_index(truth, model.labels_),
+            }
+        )
+        for stage, seconds in model.seconds_.items():
+            print(f"  {stage:8s} {seconds:8.2f} s", flush=True)
+    print(table(record.data))
     return 0
 
 

@@ -1,11 +1,11 @@
-"""Time and memory of a whole run, from an h5ad on disk to the written results, stage by stage.
+"""Time and memory of a whole run, from an h5ad file to the written results, stage by stage.
 
     python benchmarks/scaling.py --cells 3000 10000 100000 1000000 --genes 300 [--json FILE]
 
-The tissue is simulated (single cells, 20 domains in islands of irregular outline), written to disk, and
-then ``amilst run`` does what it does for a user, each size in a process of its own. Memory is the largest
-resident size seen in a stage, sampled every 20 ms, the interpreter and the imports counted in; on a GPU the
-peak of the allocator beside it. ``estimate`` is what `amilst_lite.estimate` said beforehand.
+The tissue is simulated (single cells, 20 domains of irregular outline) and written to disk; ``amilst run`` then
+runs on it, each size in a process of its own. Memory is the largest resident size seen in a stage, sampled every
+20 ms, including the interpreter and the imports; on a GPU also the peak of the allocator. ``estimate`` is the
+estimate made before the run.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
-from record import circumstances
+from common import Json, Record, make_parser, markdown
 
 N_DOMAINS = 20
 STAGES = [
@@ -55,12 +55,12 @@ class Watch(logging.Handler):
         self.sampler.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """A message that names a stage begins it."""
+        """A message that names a stage starts it."""
         if record.getMessage() in STAGES:
             self.enter(record.getMessage())
 
     def enter(self, stage: str) -> None:
-        """End the stage at hand and begin another."""
+        """End the current stage and start another."""
         now = time.perf_counter()
         self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + now - self.since
         self.stage, self.since = stage, now
@@ -73,7 +73,7 @@ class Watch(logging.Handler):
 
 
 def run_once(section: Path, seed: int, device: str, settings: list[str]) -> None:
-    """In a process of its own: read, identify, write; print the record."""
+    """Read, identify and write in this process; print the measurements as JSON."""
     watch = Watch()
     from amilst_lite import io, pipeline
     from amilst_lite.cli import main
@@ -116,7 +116,7 @@ def run_once(section: Path, seed: int, device: str, settings: list[str]) -> None
     )
 
 
-def measure(n_cells: int, n_genes: int, seed: int, device: str, settings: list[str]) -> dict[str, Any]:
+def measure(n_cells: int, n_genes: int, seed: int, device: str, settings: list[str]) -> Json:
     """Simulate a section and run it, each in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         section = Path(folder) / "section.h5ad"
@@ -133,41 +133,49 @@ def measure(n_cells: int, n_genes: int, seed: int, device: str, settings: list[s
         return {"cells": n_cells, "genes": n_genes, "seed": seed, **json.loads(done.stdout.splitlines()[-1])}
 
 
+def table(record: Json) -> str:
+    """One row for each size."""
+    rows = []
+    for one in record["results"]:
+        vram = one["vram_bytes"]
+        rows.append(
+            [f"{one['cells']:,}", f"{one['genes']:,}", f"{one['total_seconds']:.0f}"]
+            + [f"{one['ram_bytes'] / 2**30:.1f}", f"{vram / 2**30:.1f}" if vram else ""]
+            + [f"{one['seconds'].get('train', 0.0):.0f}", f"{one['seconds'].get('cluster', 0.0):.0f}"]
+        )
+    header = ["cells", "genes", "seconds", "GiB", "GPU GiB", "of which training", "of which clustering"]
+    return markdown(header, rows)
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--cells", type=int, nargs="+", default=[3000, 10_000, 100_000, 1_000_000])
     parser.add_argument("--genes", type=int, nargs="+", default=[300])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--once", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("settings", nargs="*", help="after --, passed to amilst run (--batch-size 20000)")
     options = parser.parse_args()
     if options.once:
         run_once(options.once, options.seed, options.device, options.settings)
         return 0
-    results = []
+    if options.threads:
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)  # for the processes started below
+    record = Record(options, "scaling")
     for n_genes in options.genes:
         for n_cells in options.cells:
             one = measure(n_cells, n_genes, options.seed, options.device, options.settings)
-            results.append(one)
-            print(
-                f"\n{n_cells:,} cells × {n_genes} genes on {one['device']}: {one['total_seconds']:.1f} s, "
-                f"{one['ram_bytes'] / 2**20:,.0f} MiB"
-                + (f", {one['vram_bytes'] / 2**20:,.0f} MiB of VRAM" if one["vram_bytes"] else "")
-                + f"; ARI {one['ari']:.3f}, refined {one['refined_ari']:.3f}"
-            )
+            record.add_row(one)
+            print(f"\n{n_cells:,} cells × {n_genes} genes on {one['device']}: ARI {one['ari']:.3f}")
             if one["estimate"]:
-                said = one["estimate"]
-                print(f"  estimated: {said['seconds']:.0f} s, {said['ram_bytes'] / 2**20:,.0f} MiB")
+                estimate = one["estimate"]
+                memory = f"{estimate['ram_bytes'] / 2**20:,.0f} MiB"
+                print(f"  {'estimate':8s} {estimate['seconds']:8.2f} s  {memory:>8s}")
             for stage in STAGES:
                 if stage in one["seconds"]:
                     peak = one["peak_bytes"].get(stage)
                     memory = f"{peak / 2**20:8,.0f} MiB" if peak else ""
                     print(f"  {stage:8s} {one['seconds'][stage]:8.2f} s  {memory}", flush=True)
-            if options.json:
-                record = {"benchmark": "scaling", **circumstances(options.device), "results": results}
-                options.json.write_text(json.dumps(record, indent=1) + "\n")
+    print(table(record.data))
     return 0
 
 

@@ -1,44 +1,41 @@
-"""Time of a training step beside the least that its bytes and operations need on this machine.
+"""Time of a training step compared with a lower bound from its bytes and operations on this machine.
 
-    python benchmarks/training.py [--spots 10000 40000] [--members 1] [--device auto] [--json FILE]
+    python benchmarks/training.py [--spots 10000 40000] [--networks 1] [--device cpu] [--json FILE]
 
-A step is one of the network, one of the discriminator and one of the generator, with the default recipe.
+A step is one of the network, one of the discriminator and one of the generator, by the default recipe.
 
 operations
     Floating-point operations of all matrix products, forward and backward, counted by torch
-    (``torch.utils.flop_counter``) in one step; their least time is by the rate of a large product
+    (``torch.utils.flop_counter``) in one step. Their least time follows from the rate of a large product
     (1024 × 4096 by 4096 × 1024, float32) measured in the same run.
 bytes
-    Every activation that a step keeps (torch's own list of what is saved for the backward pass, each array
-    once) is written and read going forward, read coming back, and has a gradient that is written and read:
-    five passes. Their least time is by the rate of copying 256 MiB, measured in the same run.
+    Every activation that a step keeps (torch's list of what is saved for the backward pass, each array once) is
+    written and read going forward, read going backward, and has a gradient that is written and read: five passes.
+    Their least time follows from the rate of copying 256 MiB, measured in the same run.
 
-The floor is the sum of both, since on a CPU the same cores do both. Random numbers, the optimiser and the
-sparse products' own traffic are not in it.
+The lower bound is the sum of both, since on a CPU the same cores do both. Random numbers, the optimizer and the
+traffic of the sparse products are not part of it.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from record import circumstances
+from common import Json, Record, make_parser, markdown, use_threads
 from torch.utils.flop_counter import FlopCounterMode
 
 from amilst_lite.config import TrainConfig
-from amilst_lite.graph import SpatialGraph
 from amilst_lite.runtime import make_generator, resolve_device, synchronize, threads_for
-from amilst_lite.train import Trainer
+from amilst_lite.spatial.graph import SpatialGraph
+from amilst_lite.train.loop import Trainer
 
 
 def seconds(function: Any, device: torch.device, repeats: int = 20) -> float:
-    """Median time of a call, after three to warm up."""
+    """Median time of a call, after three warm-up calls."""
     taken = []
     for _ in range(repeats + 3):
         synchronize(device)
@@ -50,7 +47,7 @@ def seconds(function: Any, device: torch.device, repeats: int = 20) -> float:
 
 
 def rates(device: torch.device) -> dict[str, float]:
-    """What this machine does a second: floating-point operations, and bytes read or written by a copy."""
+    """Floating-point operations per second, and bytes per second read or written by a copy."""
     a, b = (torch.ones(1024, 4096, device=device), torch.ones(4096, 1024, device=device))
     source = torch.ones(2**26, device=device)
     target = torch.empty_like(source)
@@ -68,12 +65,12 @@ def demand(trainer: Trainer) -> dict[str, float]:
         if tensor.is_floating_point() and tensor.layout == torch.strided:
             storage = tensor.untyped_storage()
             kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)  # so that its place is not given to another
+            alive.append(tensor)  # so that its memory is not reused
         return tensor
 
     alive: list[torch.Tensor] = []
     sparse = trainer.batches[0].adjacency
-    product, sparse._csr = sparse._csr, None  # which the counter would take for a dense N × N matrix
+    product, sparse._csr = sparse._csr, None  # which the counter would count as a dense N × N matrix
     with (
         FlopCounterMode(display=False) as counter,
         torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
@@ -84,7 +81,7 @@ def demand(trainer: Trainer) -> dict[str, float]:
 
 
 def profile(trainer: Trainer, device: torch.device) -> list[tuple[str, float]]:
-    """The operations that take most of a step, and their shares."""
+    """The twelve most expensive operations of a step, and their shares of its time."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -100,26 +97,35 @@ def profile(trainer: Trainer, device: torch.device) -> list[tuple[str, float]]:
     return [(name, t / total) for name, t in sorted(own.items(), key=lambda pair: -pair[1])[:12]]
 
 
+def table(record: Json) -> str:
+    """One row for each size."""
+    rows = [
+        [f"{one['spots']:,}", one["n_networks"], one["threads"], f"{1e3 * one['step_seconds']:.1f}"]
+        + [f"{1e3 * one['floor_seconds']:.1f}", f"{one['step_seconds'] / one['floor_seconds']:.1f}"]
+        for one in record["results"]
+    ]
+    return markdown(["spots", "networks", "threads", "ms per step", "lower bound, ms", "ratio"], rows)
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--spots", type=int, nargs="+", default=[3000, 10_000, 40_000])
-    parser.add_argument("--members", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--networks", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--features", type=int, default=30)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    use_threads(options.threads)
     device = resolve_device(options.device)
-    record: dict[str, Any] = {"benchmark": "training", **circumstances(device), "results": []}
+    record = Record(options, "training")
     for n_spots in options.spots:
         generator = make_generator(0)
         graph = SpatialGraph.from_coordinates(
             torch.rand(n_spots, 2, generator=generator).numpy(), n_neighbors=6
         )
         features = torch.randn(n_spots, options.features, generator=generator) / options.features**0.5
-        for members in options.members:
-            config = TrainConfig(members=members, batch_size=n_spots)
+        for n_networks in options.networks:
+            config = TrainConfig(n_networks=n_networks, batch_size=n_spots)
             trainer = Trainer(features, graph, config=config, device=device)
-            with threads_for(n_spots * members):
+            with threads_for(n_spots * n_networks):
                 machine = rates(device)
                 needs = demand(trainer)
                 step = seconds(trainer._epoch, device)
@@ -129,18 +135,18 @@ def main() -> int:
             by_bytes = needs["bytes"] / machine["bytes"]
             floor = by_operations + by_bytes
             print(
-                f"\n{n_spots:,} spots × {members} networks on {device}, {threads} threads: "
-                f"{1e3 * step:.1f} ms a step, {step / floor:.1f}× the floor of {1e3 * floor:.1f} ms\n"
+                f"\n{n_spots:,} spots × {n_networks} networks on {device}, {threads} threads: "
+                f"{1e3 * step:.1f} ms per step, {step / floor:.1f}× the lower bound of {1e3 * floor:.1f} ms\n"
                 f"  {needs['operations'] / 1e9:.2f} GFLOP at {machine['operations'] / 1e9:.0f} GFLOP/s: "
                 f"{1e3 * by_operations:.1f} ms; {needs['bytes'] / 1e6:.0f} MB at {machine['bytes'] / 1e9:.1f} "
                 f"GB/s: {1e3 * by_bytes:.1f} ms"
             )
             for name, share in shares:
                 print(f"  {share:6.1%} {name}", flush=True)
-            record["results"].append(
+            record.add_row(
                 {
                     "spots": n_spots,
-                    "members": members,
+                    "n_networks": n_networks,
                     "threads": threads,
                     "step_seconds": step,
                     "floor_seconds": floor,
@@ -149,8 +155,6 @@ def main() -> int:
                     "profile": shares,
                 }
             )
-            if options.json:
-                options.json.write_text(json.dumps(record, indent=1) + "\n")
     return 0
 
 

@@ -1,0 +1,254 @@
+"""Write benchmarks/README.md and the summary in README.md from the records in benchmarks/results.
+
+    python benchmarks/make_readme.py [--check]
+
+No number in either text is written by hand. A record that does not exist gives a section that says so. ``--check``
+writes nothing and exits with status 1 if a file would change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import ablation
+import accuracy
+import clustering
+import invariance
+import kernels
+import numpy as np
+import robustness
+import scaling
+import selection
+import training
+import versus_dense
+from common import Json, mean_over_tissues
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+BEGIN, END = "<!-- summary: written by benchmarks/make_readme.py -->", "<!-- end of summary -->"
+NOT_MEASURED = "Not measured in this version."
+
+INTRODUCTION = """\
+# Benchmarks
+
+Every table is written by `python benchmarks/make_readme.py` from the JSON records in `benchmarks/results/`; each
+record holds the date, the machine, the versions, the commit, and every single run. Each script describes its question
+and its method in its first lines and prints the same table that is shown here.
+
+The annotated sections are: STARmap mouse visual cortex (BY3) and medial prefrontal cortex (BZ5) of Wang et al. 2018;
+Spatial Transcriptomics of the mouse olfactory bulb (Ståhl et al. 2016) and of HER2+ breast tumors (Andersson et al.
+2021); Visium of the human dorsolateral prefrontal cortex, with selected genes (DLPFC, Maynard et al. 2021);
+BaristaSeq of the mouse visual cortex (SpaceTx); CODEX of the mouse spleen, cell types only (Goltsev et al. 2018).
+Means are over tissues: the mean of a tissue's sections counts once. The default settings were chosen on some of these
+sections, so expect somewhat lower accuracy on others.
+
+The adjusted Rand index (ARI) is 1 for identical partitions and 0 on average for random ones. Spreads are standard
+deviations over seeds.
+"""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A section of the text: its heading, the record's file names, what it shows, and its tables."""
+
+    heading: str
+    files: tuple[str, ...]
+    command: str
+    text: str
+    tables: tuple[Callable[[Json], str], ...]
+
+
+PARTS = (
+    Part(
+        "Accuracy",
+        ("accuracy.json",),
+        "python benchmarks/accuracy.py DIR --seeds 10 --json benchmarks/results/accuracy.json",
+        "K is the annotated number of domains. *Refined* is the majority vote among spatial neighbors. The controls "
+        "use no network: *PCs* is a mixture on 20 principal components, *PCs averaged* a mixture on 15 components "
+        "averaged four times over 12 neighbors, *without the network* the method with `network_share=0`. Seconds are "
+        "the median of a run, GiB the peak memory of the process.",
+        (accuracy.table,),
+    ),
+    Part(
+        "Confidence",
+        ("accuracy.json",),
+        "",
+        "Spots of each section are sorted by confidence and divided into tenths. A spot is correct if its annotation "
+        "is the most frequent one of its domain. Mean over tissues, seed 0.",
+        (accuracy.calibration_table,),
+    ),
+    Part(
+        "Ablation",
+        ("ablation.json",),
+        "python benchmarks/ablation.py DIR --seeds 10 --json benchmarks/results/ablation.json",
+        "The default with one setting changed at a time; the script verifies that the effective configuration of "
+        "every run differs from the default's in that setting only. The change is on the same sections and seeds, "
+        "with its standard error over seeds. The spleen section is left out because of its size.",
+        (ablation.table,),
+    ),
+    Part(
+        "Invariance",
+        ("invariance.json",),
+        "python benchmarks/invariance.py DIR --json benchmarks/results/invariance.json",
+        "ARI of the domains with those of the unmodified run, after changes of the coordinates or of the row order "
+        "that must not matter. Seed 0; K as annotated, 7 without an annotation.",
+        (invariance.table,),
+    ),
+    Part(
+        "Robustness",
+        ("robustness.json",),
+        "python benchmarks/robustness.py DIR --seeds 3 --json benchmarks/results/robustness.json",
+        "Poorer data and other settings. Each seed draws its own perturbation.",
+        (robustness.table,),
+    ),
+    Part(
+        "Number of domains",
+        ("selection.json",),
+        "python benchmarks/selection.py DIR --seeds 3 --json benchmarks/results/selection.json",
+        "The number of domains chosen by the stability of the labels when none is given.",
+        (selection.table,),
+    ),
+    Part(
+        "Scaling",
+        ("scaling_cpu_300.json", "scaling_cpu_2000.json"),
+        "python benchmarks/scaling.py --genes 300 --json benchmarks/results/scaling_cpu_300.json",
+        "Simulated single cells in 20 domains, from an h5ad file on disk to the written results, including figures "
+        "and scores. One run of each size.",
+        (scaling.table,),
+    ),
+    Part(
+        "Training step",
+        ("training_cpu.json",),
+        "python benchmarks/training.py --json benchmarks/results/training_cpu.json",
+        "Time of a training step, and a lower bound from its floating-point operations and the memory it must move.",
+        (training.table,),
+    ),
+    Part(
+        "Sparse product",
+        ("kernels_cpu.json",),
+        "python benchmarks/kernels.py --json benchmarks/results/kernels_cpu.json",
+        "Milliseconds of our product Â·H, and the time of other implementations divided by ours. The lower bound is "
+        "a copy of as many bytes as the product must move.",
+        (kernels.table,),
+    ),
+    Part(
+        "Clustering and PCA",
+        ("clustering_cpu.json",),
+        "python benchmarks/clustering.py --json benchmarks/results/clustering_cpu.json",
+        "The same data, settings and threads as scikit-learn; the ratio is scikit-learn's time divided by ours.",
+        (clustering.table,),
+    ),
+    Part(
+        "Dense formulation",
+        ("versus_dense_cpu.json",),
+        "python benchmarks/versus_dense.py --json benchmarks/results/versus_dense_cpu.json",
+        "The published network and objective with dense N × N arrays, as in the published program, compared with the "
+        "sparse computation. Milliseconds per epoch of phase one and phase two.",
+        (versus_dense.table,),
+    ),
+)
+
+
+def load(name: str) -> Json | None:
+    """The record of that file name, if there is one."""
+    path = RESULTS / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def measured(record: Json) -> str:
+    """Where and when a record was measured."""
+    machine, versions = record["machine"], record["versions"]
+    seeds = f"{record['seeds']} seeds, " if "seeds" in record else ""
+    note = f" {record['note']}" if "note" in record else ""
+    return (
+        f"*{seeds}{machine['device']}, {machine['cores']} cores ({machine['processor']}), torch {versions['torch']}; "
+        f"{record['date']}, commit {record['commit'].rstrip('+')}.{note}*"
+    )
+
+
+def render(part: Part) -> str:
+    """One section of benchmarks/README.md."""
+    pieces = [f"## {part.heading}", part.text]
+    if part.command:
+        pieces.insert(1, f"```bash\n{part.command}\n```")
+    records = [record for name in part.files if (record := load(name)) is not None]
+    for record in records:
+        pieces += [table(record) for table in part.tables] + [measured(record)]
+    if not records:
+        pieces.append(NOT_MEASURED)
+    return "\n\n".join(pieces) + "\n"
+
+
+def benchmarks_readme() -> str:
+    """The text of benchmarks/README.md."""
+    return "\n".join([INTRODUCTION, *(render(part) for part in PARTS)])
+
+
+def summary() -> str:
+    """The short summary of README.md."""
+    record, sizes = load("accuracy.json"), load("scaling_cpu_300.json")
+    lines = []
+    if record is None:
+        lines.append(f"Accuracy: {NOT_MEASURED[0].lower()}{NOT_MEASURED[1:]}")
+    else:
+        sections = record["sections"]
+
+        def mean(key: Callable[[Json], list[float]]) -> float:
+            return mean_over_tissues({name: float(np.mean(key(one))) for name, one in sections.items()})
+
+        controls = ", ".join(
+            f"{name} {mean(lambda one, name=name: one['controls'][name]):.2f}" for name in accuracy.CONTROLS
+        )
+        sd = np.mean([np.std(one["ari"]) for one in sections.values()])
+        dlpfc = [np.mean(one["ari"]) for name, one in sections.items() if name.startswith("dlpfc")]
+        lines.append(
+            f"Mean ARI with the annotation over {len(sections)} sections, averaged by tissue, {record['seeds']} seeds: "
+            f"{mean(lambda one: one['ari']):.2f} (refined {mean(lambda one: one['refined_ari']):.2f}; mean standard "
+            f"deviation over seeds {sd:.3f}). Controls: {controls}."
+        )
+        if dlpfc:
+            lines.append(f"DLPFC sections: ARI {min(dlpfc):.2f} to {max(dlpfc):.2f}.")
+    if sizes is not None:
+        largest = max(sizes["results"], key=lambda one: one["cells"])
+        lines.append(
+            f"A simulated section of {largest['cells']:,} cells and {largest['genes']} genes took "
+            f"{largest['total_seconds']:.0f} s and {largest['ram_bytes'] / 2**30:.1f} GiB on "
+            f"{sizes['machine']['cores']} CPU cores ({sizes['date']})."
+        )
+    return "\n".join([BEGIN, *lines, END])
+
+
+def project_readme(text: str) -> str:
+    """README.md with a new summary."""
+    start, stop = text.index(BEGIN), text.index(END) + len(END)
+    return text[:start] + summary() + text[stop:]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a file would change")
+    options = parser.parse_args()
+    project = HERE.parent / "README.md"
+    texts = {
+        HERE / "README.md": benchmarks_readme(),
+        project: project_readme(project.read_text(encoding="utf-8")),
+    }
+    changed = [
+        path for path, text in texts.items() if not path.exists() or path.read_text(encoding="utf-8") != text
+    ]
+    if options.check:
+        for path in changed:
+            print(f"{path.relative_to(HERE.parent)} is out of date; run python benchmarks/make_readme.py")
+        return 1 if changed else 0
+    for path in changed:
+        path.write_text(texts[path], encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
