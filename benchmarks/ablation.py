@@ -19,15 +19,13 @@ import numpy as np
 from common import (
     LARGE_SECTIONS,
     Json,
-    Record,
     ari,
     identify,
     make_section_parser,
     markdown,
     mean_over_tissues,
-    over_sections,
     read_annotated,
-    section_paths,
+    run_sections,
 )
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -129,15 +127,16 @@ def main() -> int:
         "--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="NAME"
     )
     options = parser.parse_args()
-    record = Record(options, "ablation", seeds=options.seeds, variants=options.variants)
-    paths = section_paths(options.folder, options.sections, leave_out=LARGE_SECTIONS)
-    for name, result in over_sections(measure, record.remaining(paths), options):
-        record.add_section(name, result)
-        print(f"{name}: default {np.mean(result['default']['ari']):.3f}", flush=True)
-    if not record.data.get("sections"):
-        print(f"no annotated sections in {options.folder}", file=sys.stderr)
-        return 2
-    print(table(record.data))
+    run_sections(
+        options,
+        "ablation",
+        measure,
+        lambda result: f"default {np.mean(result['default']['ari']):.3f}",
+        table,
+        leave_out=LARGE_SECTIONS,
+        seeds=options.seeds,
+        variants=options.variants,
+    )
     return 0
 
 

@@ -29,16 +29,14 @@ import numpy as np
 from common import (
     ANNOTATION,
     Json,
-    Record,
     ari,
     identify,
     make_section_parser,
     markdown,
     mean_over_tissues,
     nmi,
-    over_sections,
     read_annotated,
-    section_paths,
+    run_sections,
     spread,
 )
 
@@ -180,15 +178,16 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], type=setting, metavar="NAME=VALUE")
     options = parser.parse_args()
     options.settings = {"preset": options.preset, **dict(options.set)}
-    record = Record(options, "accuracy", seeds=options.seeds, settings=options.settings)
-    paths = record.remaining(section_paths(options.folder, options.sections))
-    for name, result in over_sections(measure, paths, options):
-        record.add_section(name, result)
-        print(f"{name}: ARI {spread(result['ari'])}, {np.median(result['seconds']):.1f} s", flush=True)
-    if not record.data.get("sections"):
-        print(f"no annotated sections in {options.folder}", file=sys.stderr)
-        return 2
-    print(table(record.data) + "\n\n" + calibration_table(record.data))
+    record = run_sections(
+        options,
+        "accuracy",
+        measure,
+        lambda result: f"ARI {spread(result['ari'])}, {np.median(result['seconds']):.1f} s",
+        table,
+        seeds=options.seeds,
+        settings=options.settings,
+    )
+    print("\n" + calibration_table(record))
     return 0
 
 

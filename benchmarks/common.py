@@ -35,6 +35,7 @@ LARGE_SECTIONS = ("codex_spleen_1",)
 
 Json = dict[str, Any]
 Measure = Callable[[Path, argparse.Namespace], Json | None]
+Measure = Callable[[Path, argparse.Namespace], Json | None]
 
 
 # --- options --------------------------------------------------------------------------------
@@ -101,6 +102,44 @@ def in_order(names: Iterable[str]) -> list[str]:
     listed = [name for sections in TISSUES.values() for name in sections]
     rank = {name: i for i, name in enumerate(listed)}
     return sorted(names, key=lambda name: (rank.get(name, len(listed)), name))
+
+
+def run_sections(
+    options: argparse.Namespace,
+    benchmark: str,
+    measure: Measure,
+    line: Callable[[Json], str],
+    table: Callable[[Json], str],
+    *,
+    leave_out: Sequence[str] = (),
+    **fixed: Any,
+) -> Json:
+    """Run ``measure`` on every section, print a line for each and the table, and write the record.
+
+    Parameters
+    ----------
+    options
+        From `make_section_parser`.
+    benchmark, **fixed
+        See `Record`.
+    measure
+        ``measure(path, options)``: the result of a section, None without an annotation.
+    line
+        A result in one line.
+    table
+        The record as Markdown.
+    leave_out
+        See `section_paths`.
+    """
+    record = Record(options, benchmark, **fixed)
+    paths = section_paths(options.folder, options.sections, leave_out=leave_out)
+    for name, result in over_sections(measure, record.remaining(paths), options):
+        record.add_section(name, result)
+        print(f"{name}: {line(result)}", flush=True)
+    if not record.data.get("sections"):
+        raise SystemExit(f"no annotated sections in {options.folder}")
+    print(table(record.data))
+    return record.data
 
 
 def over_sections(

@@ -22,12 +22,10 @@ import numpy as np
 from common import (
     ANNOTATION,
     Json,
-    Record,
     identify,
     make_section_parser,
     markdown,
-    over_sections,
-    section_paths,
+    run_sections,
 )
 
 LEAST_ARI = 0.99
@@ -104,13 +102,10 @@ def table(record: Json) -> str:
 
 def main() -> int:
     options = make_section_parser(__doc__).parse_args()
-    record = Record(options, "invariance")
-    paths = record.remaining(section_paths(options.folder, options.sections))
-    for name, result in over_sections(measure, paths, options):
-        record.add_section(name, result)
-        print(f"{name}: least ARI {min(result['ari'].values()):.3f}", flush=True)
-    print(table(record.data))
-    least = min(value for one in record.data["sections"].values() for value in one["ari"].values())
+    record = run_sections(
+        options, "invariance", measure, lambda result: f"least ARI {min(result['ari'].values()):.3f}", table
+    )
+    least = min(value for one in record["sections"].values() for value in one["ari"].values())
     return 0 if least >= LEAST_ARI else 1
 
 

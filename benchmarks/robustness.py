@@ -19,15 +19,13 @@ import numpy as np
 from common import (
     LARGE_SECTIONS,
     Json,
-    Record,
     ari,
     identify,
     make_section_parser,
     markdown,
     mean_over_tissues,
-    over_sections,
     read_annotated,
-    section_paths,
+    run_sections,
 )
 
 Perturb = Callable[[Any, np.random.Generator], Any]
@@ -119,15 +117,15 @@ def table(record: Json) -> str:
 
 def main() -> int:
     options = make_section_parser(__doc__, seeds=3).parse_args()
-    record = Record(options, "robustness", seeds=options.seeds)
-    paths = section_paths(options.folder, options.sections, leave_out=LARGE_SECTIONS)
-    for name, result in over_sections(measure, record.remaining(paths), options):
-        record.add_section(name, result)
-        print(f"{name}: unmodified {np.mean(result['unmodified']):.3f}", flush=True)
-    if not record.data.get("sections"):
-        print(f"no annotated sections in {options.folder}", file=sys.stderr)
-        return 2
-    print(table(record.data))
+    run_sections(
+        options,
+        "robustness",
+        measure,
+        lambda result: f"unmodified {np.mean(result['unmodified']):.3f}",
+        table,
+        leave_out=LARGE_SECTIONS,
+        seeds=options.seeds,
+    )
     return 0
 
 

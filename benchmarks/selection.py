@@ -16,14 +16,12 @@ import numpy as np
 from common import (
     LARGE_SECTIONS,
     Json,
-    Record,
     ari,
     identify,
     make_section_parser,
     markdown,
-    over_sections,
     read_annotated,
-    section_paths,
+    run_sections,
     spread,
 )
 
@@ -62,15 +60,15 @@ def table(record: Json) -> str:
 
 def main() -> int:
     options = make_section_parser(__doc__, seeds=3).parse_args()
-    record = Record(options, "selection", seeds=options.seeds)
-    paths = section_paths(options.folder, options.sections, leave_out=LARGE_SECTIONS)
-    for name, result in over_sections(measure, record.remaining(paths), options):
-        record.add_section(name, result)
-        print(f"{name}: {result['annotated']} annotated, chosen {result['chosen']}", flush=True)
-    if not record.data.get("sections"):
-        print(f"no annotated sections in {options.folder}", file=sys.stderr)
-        return 2
-    print(table(record.data))
+    run_sections(
+        options,
+        "selection",
+        measure,
+        lambda result: f"{result['annotated']} annotated, chosen {result['chosen']}",
+        table,
+        leave_out=LARGE_SECTIONS,
+        seeds=options.seeds,
+    )
     return 0
 
 
