@@ -153,6 +153,7 @@ def identify_domains(
                     counts_of(adata),
                     config.preprocess,
                     graph.connectivities() if config.preprocess.depth_floor > 0 else None,
+                    order=graph.order,
                     seed=stage_seed(seed, "prepare"),
                     device=resolved,
                 ).features

@@ -284,3 +284,16 @@ def test_devices_agree(device):
         there = PCA(5, scale=True, clip=3.0, solver=solver, device=device).fit(X)
         assert np.allclose(here.explained_variance_, there.explained_variance_, rtol=1e-4)
         assert np.allclose(np.abs((here.components_ * there.components_).sum(1)), 1, atol=1e-3)
+
+
+def test_signs_do_not_depend_on_the_order_of_the_rows():
+    """One-hot types of equal frequency give a component with two opposite entries of equal size."""
+    rng = np.random.default_rng(0)
+    types = rng.permutation(np.repeat(np.arange(5), [1500, 1500, 700, 300, 100]))
+    X = (0.37 * np.eye(5)[types]).astype(np.float32)
+    components = PCA(4).fit(X).components_
+    sizes = np.sort(np.abs(components), axis=1)
+    assert (sizes[:, -1] - sizes[:, -2]).min() < 1e-5
+    for seed in range(20):
+        shuffled = X[np.random.default_rng(seed).permutation(len(X))]
+        np.testing.assert_allclose(PCA(4).fit(shuffled).components_, components, atol=1e-5)

@@ -94,8 +94,8 @@ def examples(names: Iterable[object], n: int = 3) -> str:
 
 def listing(folder: Path) -> str:
     """The content of a folder for a message, hidden files last."""
-    names = (item.name for item in folder.iterdir())
-    return examples(sorted(names, key=lambda name: (name.startswith("."), name)), 8)
+    names = sorted(item.name for item in folder.iterdir())
+    return examples(sorted(names, key=lambda name: str(name).startswith(".")), 8)
 
 
 def find_one(folder: Path, names: Sequence[str]) -> Path | None:

@@ -72,8 +72,15 @@ class Survey:
     sample: sparse.csr_matrix
 
 
-def survey(counts: CountRows, *, seed: int = 0) -> Survey:
+def survey(counts: CountRows, order: np.ndarray | None = None) -> Survey:
     """Check and summarize the counts in one pass.
+
+    Parameters
+    ----------
+    counts : CountRows
+    order : ndarray of int64, (n_spots,), optional
+        The spots along a curve through the section. Of a large section, genes are selected on spots at equal
+        steps along it, so that the selection does not depend on the order of the rows.
 
     Raises
     ------
@@ -89,7 +96,8 @@ def survey(counts: CountRows, *, seed: int = 0) -> Survey:
     n_spots, n_genes = counts.shape
     sampled = np.arange(n_spots)
     if n_spots > _SELECTION_SPOTS:
-        sampled = np.sort(np.random.default_rng(seed).choice(n_spots, _SELECTION_SPOTS, replace=False))
+        steps = np.linspace(0, n_spots - 1, _SELECTION_SPOTS).astype(np.int64)
+        sampled = steps if order is None else np.sort(order[steps])
     n_seen = np.zeros(n_genes, dtype=np.int64)
     sample, n_empty, n_broken, n_values, largest = [], 0, 0, 0, 0.0
     for rows, block in counts:
@@ -268,8 +276,7 @@ def normalize(
     counts: Any,
     config: PreprocessConfig | None = None,
     neighbors: sparse.csr_matrix | None = None,
-    *,
-    seed: int = 0,
+    order: np.ndarray | None = None,
 ) -> tuple[NormalizedCounts, np.ndarray]:
     """Select genes; expression is normalized when rows are accessed.
 
@@ -281,8 +288,8 @@ def normalize(
         ``n_top_genes`` here, the others in `NormalizedCounts`.
     neighbors : csr_matrix, (n_spots, n_spots), optional
         See `NormalizedCounts`.
-    seed : int
-        Selects the 20,000 spots of a larger section on which the genes are selected.
+    order : ndarray of int64, (n_spots,), optional
+        See `survey`.
 
     Returns
     -------
@@ -298,7 +305,7 @@ def normalize(
     """
     config = PreprocessConfig() if config is None else config
     rows = CountRows(counts)
-    found = survey(rows, seed=seed)
+    found = survey(rows, order)
     genes = found.n_seen >= _MIN_SPOTS
     if not genes.any():
         raise InputError(
@@ -319,6 +326,7 @@ def prepare(
     config: PreprocessConfig | None = None,
     neighbors: sparse.csr_matrix | None = None,
     *,
+    order: np.ndarray | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> Preparation:
@@ -332,8 +340,10 @@ def prepare(
         Settings. There are fewer components than ``n_components`` where spots or genes are too few.
     neighbors : csr_matrix, (n_spots, n_spots), optional
         Spatial neighbors, see `normalize`.
+    order : ndarray of int64, (n_spots,), optional
+        See `survey`.
     seed : int
-        For the randomized steps on large sections.
+        For the randomized decomposition of large sections.
     device : str or torch.device
         Where the decomposition runs.
 
@@ -343,7 +353,7 @@ def prepare(
         Unusable counts, see `survey` and `normalize`.
     """
     config = PreprocessConfig() if config is None else config
-    normalized, genes = normalize(counts, config, neighbors, seed=seed)
+    normalized, genes = normalize(counts, config, neighbors, order)
     n_spots, n_genes = normalized.shape
     # centering removes one dimension where spots are fewer than genes
     n_components = max(1, min(config.n_components, n_spots - 1, n_genes))

@@ -44,6 +44,8 @@ _EXACT_SIDE = 3000
 _GRAM_ROWS = 2000
 """Most rows for which the n × n products of the rows are computed."""
 _OVERSAMPLING, _KRYLOV_BLOCKS = 10, 5
+_EQUAL = 1e-4
+"""Relative difference up to which two entries of a component count as equal in size."""
 
 
 class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -75,7 +77,7 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     Attributes
     ----------
     components_ : ndarray of shape (n_components_, n_features)
-        Orthonormal rows; the entry of largest absolute value of each is positive.
+        Orthonormal rows; the entry of largest absolute value of each, the first of equals, is positive.
     explained_variance_ : ndarray of shape (n_components_,)
         Variances of the scores (ddof 1).
     explained_variance_ratio_ : ndarray of shape (n_components_,)
@@ -409,8 +411,13 @@ def _leading(matrix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _deterministic_signs(components: np.ndarray) -> np.ndarray:
-    """Rows with signs such that the entry of largest absolute value is positive."""
-    largest = np.abs(components).argmax(1)
+    """Rows with signs such that the entry of largest absolute value is positive, the first of equals.
+
+    Of two types that differ in one gene each, a component has two opposite entries of equal size, and without
+    the tolerance rounding would decide its sign.
+    """
+    sizes = np.abs(components)
+    largest = (sizes >= (1 - _EQUAL) * sizes.max(1, keepdims=True)).argmax(1)
     signs = np.sign(components[np.arange(len(components)), largest])
     return components * np.where(signs == 0, 1, signs)[:, None]
 
