@@ -26,7 +26,7 @@ import scaling
 import selection
 import training
 import versus_dense
-from common import Json, mean_over_tissues
+from common import TISSUES, Json, mean_over_tissues
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -88,7 +88,7 @@ PARTS = (
         "python benchmarks/ablation.py DIR --seeds 10 --json benchmarks/results/ablation.json",
         "The default with one setting changed at a time; the script verifies that the effective configuration of "
         "every run differs from the default's in that setting only. The change is on the same sections and seeds, "
-        "with its standard error over seeds. The spleen section is left out because of its size.",
+        "with its standard error over seeds.",
         (ablation.table,),
     ),
     Part(
@@ -165,6 +165,9 @@ def measured(record: Json) -> str:
     machine, versions = record["machine"], record["versions"]
     seeds = f"{record['seeds']} seeds, " if "seeds" in record else ""
     note = f" {record['note']}" if "note" in record else ""
+    if "sections" in record:
+        left_out = [name for names in TISSUES.values() for name in names if name not in record["sections"]]
+        note = f" Without {', '.join(left_out)}.{note}" if left_out else note
     return (
         f"*{seeds}{machine['device']}, {machine['cores']} cores ({machine['processor']}), torch {versions['torch']}; "
         f"{record['date']}, commit {record['commit'].rstrip('+')}.{note}*"
