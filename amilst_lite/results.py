@@ -220,6 +220,7 @@ def _without_data_on_disk(adata: ad.AnnData, left_out: list[str]) -> ad.AnnData:
     for line in left_out:
         logger.info("left out: %s", line)
     parts = {name: dict(getattr(adata, name)) for name in ("obsm", "varm", "obsp", "varp", "layers", "uns")}
+    parts["layers"].pop(None, None)  # X, since anndata 0.13
     return ad.AnnData(obs=adata.obs, var=adata.var, raw=raw, **parts)
 
 

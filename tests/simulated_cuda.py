@@ -66,6 +66,8 @@ def unsupported() -> str | None:
     version = ".".join(torch.__version__.split(".")[:2])
     if version not in TESTED:
         return f"the simulated CUDA device was tested with torch {', '.join(TESTED)}; found {version}"
+    if torch.version.cuda is not None and not torch.cuda.is_available():
+        return "the simulated CUDA device needs a CPU build of torch: a CUDA build asks for the driver"
     if torch.cuda.is_available():
         return "this machine has a CUDA device; the tests marked cuda use it"
     return None
