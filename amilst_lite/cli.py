@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         return _main(arguments)
+    except BrokenPipeError:  # from the help of argparse, before Python 3.11
+        return 0
     finally:
         _write(sys.stdout, "")
 
