@@ -163,7 +163,8 @@ def load(name: str) -> Json | None:
 def measured(record: Json) -> str:
     """Where and when a record was measured."""
     machine, versions = record["machine"], record["versions"]
-    seeds = f"{record['seeds']} seeds, " if "seeds" in record else ""
+    n_seeds = record.get("seeds")
+    seeds = "" if n_seeds is None else "1 seed, " if n_seeds == 1 else f"{n_seeds} seeds, "
     note = f" {record['note']}" if "note" in record else ""
     if "sections" in record:
         left_out = [name for names in TISSUES.values() for name in names if name not in record["sections"]]
