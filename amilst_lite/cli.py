@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     run = _command(commands, "run", _run, "identify the domains of a section", common)
     run.add_argument("input", metavar="INPUT", help="h5ad, Visium folder, 10x h5 or mtx, or count table")
     run.add_argument(
-        "-k", "--n-domains", type=int, metavar="K", help="number of domains (default: chosen by stability)"
+        "-k", "--n-domains", type=int, metavar="K", help="number of domains (default: by held-out spots)"
     )
     run.add_argument("-o", "--output", type=_path, required=True, metavar="OUT", help="results folder")
     run.add_argument("--coordinates", metavar="TABLE", help="table of spots, x and y, for inputs without")

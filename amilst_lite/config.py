@@ -145,8 +145,8 @@ class PreprocessConfig(_Checked):
     """From counts to principal components."""
 
     n_top_genes: int | None = _option(
-        3000, "keep this many genes, by variance of their Pearson residuals (none: all)", "integer", 1,
-        optional=True,
+        2000, "keep this many genes, by the variance of their Pearson residuals averaged over neighbors (none: all)",
+        "integer", 1, optional=True,
     )  # fmt: skip
     normalization: str = _option(
         "median",
@@ -154,12 +154,6 @@ class PreprocessConfig(_Checked):
         "published: total 1 without dominant genes, log1p, unit variance",
         "choice",
         choices=("median", "published"),
-    )
-    depth_floor: float = _option(
-        0.5,
-        "share of the median depth up to which low-depth spots receive counts of their neighbors (0: none)",
-        "number",
-        0,
     )
     n_components: int = _option(30, "number of principal components", "integer", 1)
 
@@ -185,6 +179,12 @@ class GraphConfig(_Checked):
 class FilterConfig(_Checked):
     """Spatial filter of the features."""
 
+    depth_floor: float = _option(
+        0.5,
+        "share of the median depth below which spots are averaged with their neighbors before the filter (0: none)",
+        "number",
+        0,
+    )
     noise_band: float | None = _option(
         0.1,
         "share of the highest spatial frequencies from which the noise is estimated (none: no filter)",
@@ -224,14 +224,9 @@ class TrainConfig(_Checked):
         "choice",
         choices=("default", "published"),
     )
-    epochs: int = _option(100, "optimization steps of each phase", "integer", 1)
-    n_networks: int | None = _option(
-        None,
-        "networks trained from different initializations, averaged in the consensus "
-        "(none: 8 up to 2,500 spots, fewer above, 1 from 20,000)",
-        "integer",
-        1,
-        optional=True,
+    epochs: int = _option(50, "optimization steps of each phase", "integer", 1)
+    n_networks: int = _option(
+        1, "networks trained from different initializations, averaged in the consensus", "integer", 1
     )
     batch_size: int = _option(40_000, "spots in one step; a larger section is trained in tiles", "integer", 4)
     learning_rate: float = _option(0.01, "learning rate of the network", "number", 0)
@@ -252,17 +247,27 @@ class ClusterConfig(_Checked):
         "choice",
         choices=("consensus", "latent"),
     )
-    network_share: float = _option(
-        0.1, "weight of the reconstruction in the consensus, from 0 to 1", "number", 0, 1
+    network_share: float | None = _option(
+        None,
+        "weight of the reconstruction in the consensus, from 0 to 1 (none: by the deviance of held-out counts)",
+        "number",
+        0,
+        1,
+        optional=True,
     )
     covariance_type: str = _option(
         "tied", "covariance model of the mixture, by scikit-learn's or mclust's name", "choice",
         choices=COVARIANCE_TYPES,
     )  # fmt: skip
-    covariance_prior: float = _option(
-        500.0, "shrinkage towards a spherical covariance: prior strength in pseudo-observations", "number", 0
+    shrinkage: float | None = _option(
+        None,
+        "share of a spherical covariance in the mixture's, from 0 to < 1 (none: by the likelihood of held-out blocks)",
+        "number",
+        0,
+        0.999,
+        optional=True,
     )
-    n_init: int = _option(160, "random restarts of the clustering", "integer", 1)
+    n_init: int = _option(32, "random restarts of the clustering", "integer", 1)
     refine_neighbors: int = _option(6, "spatial neighbors that vote in the refinement", "integer", 1)
 
 
@@ -317,16 +322,12 @@ PRESETS: dict[str, Config] = {
     "default": Config(),
     # The settings of the published program, so that results can be compared with its own.
     "published": Config(
-        preprocess=PreprocessConfig(
-            n_top_genes=None, normalization="published", depth_floor=0.0, n_components=200
-        ),
+        preprocess=PreprocessConfig(n_top_genes=None, normalization="published", n_components=200),
         graph=GraphConfig(n_neighbors=12),
-        filter=FilterConfig(noise_band=None),
+        filter=FilterConfig(noise_band=None, depth_floor=0.0),
         network=NetworkConfig(dropout=0.2, decoder="block"),
-        train=TrainConfig(
-            recipe="published", epochs=200, n_networks=1, corruption=0.0, mutual_information_weight=0.01
-        ),
-        cluster=ClusterConfig(method="leiden", covariance_prior=0.0, cluster_on="latent"),
+        train=TrainConfig(recipe="published", epochs=200, corruption=0.0, mutual_information_weight=0.01),
+        cluster=ClusterConfig(method="leiden", shrinkage=0.0, cluster_on="latent"),
     ),
 }
 """Named configurations: ``default``, and ``published`` for comparison with the paper's program."""

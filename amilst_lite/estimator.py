@@ -24,7 +24,7 @@ from .spatial.graph import SpatialGraph
 from .spatial.neighbors import check_coordinates, section_codes
 from .spatial.refine import majority_vote
 from .spatial.spectral_filter import denoise
-from .train import TRAINERS, Callback, default_n_networks
+from .train import TRAINERS, Callback
 
 __all__ = ["AMILST", "validate"]
 
@@ -39,7 +39,7 @@ class AMILST(ClusterMixin, BaseEstimator):
     Parameters
     ----------
     n_domains : int or None
-        Number of domains K, at least 2. None chooses it by the stability of the labels
+        Number of domains K, at least 2. None chooses it by the likelihood of held-out blocks
         (`amilst_lite.cluster.select_n_domains`).
     seed : int
         In [0, 2**32). Decides everything that is random: same seed, machine and number of threads give the
@@ -67,6 +67,8 @@ class AMILST(ClusterMixin, BaseEstimator):
         Probability of every domain; rows sum to one.
     confidence_ : ndarray of float32, (N,)
         Probability of the spot's own domain.
+    evidence_ : Evidence or None
+        How the mixture's covariance was shrunken, and why; None for other clusterings.
     history_ : dict of str to list of float
         Every term of the objective, epoch by epoch.
     graph_ : SpatialGraph
@@ -74,7 +76,8 @@ class AMILST(ClusterMixin, BaseEstimator):
     network_ : AMILSTNetwork
         The trained network, in evaluation mode, on the CPU.
     config_ : Config
-        The settings that took effect; defaults that depend on the data are filled in.
+        The settings that took effect. Those that are decided in the run are in ``evidence_``; ``network_share``
+        is filled in.
     seconds_ : dict of str to float
         Wall-clock time of each stage.
     n_domains_ : int
@@ -130,6 +133,7 @@ class AMILST(ClusterMixin, BaseEstimator):
         coordinates: Any,
         sample: Sequence[Any] | None = None,
         graph: SpatialGraph | None = None,
+        depth: Any = None,
     ) -> AMILST:
         """Find the domains.
 
@@ -146,6 +150,9 @@ class AMILST(ClusterMixin, BaseEstimator):
             Section of each spot; no edge crosses sections.
         graph : SpatialGraph, optional
             The neighbor graph of these coordinates, if it has been made before.
+        depth : array-like, (N,), optional
+            Total counts of the spots. Spots of low depth are averaged with their neighbors (setting
+            ``depth_floor``); without it, all spots count alike.
 
         Raises
         ------
@@ -158,7 +165,7 @@ class AMILST(ClusterMixin, BaseEstimator):
             A term of the objective is not finite.
         """
         with standard_math():
-            self._fit(X, coordinates, sample, graph)
+            self._fit(X, coordinates, sample, graph, depth)
         return self
 
     def fit_predict(
@@ -169,12 +176,13 @@ class AMILST(ClusterMixin, BaseEstimator):
         coordinates: Any,
         sample: Sequence[Any] | None = None,
         graph: SpatialGraph | None = None,
+        depth: Any = None,
     ) -> np.ndarray:
         """`fit`, then ``labels_``."""
-        return self.fit(X, coordinates=coordinates, sample=sample, graph=graph).labels_
+        return self.fit(X, coordinates=coordinates, sample=sample, graph=graph, depth=depth).labels_
 
     def _fit(
-        self, X: Any, coordinates: Any, sample: Sequence[Any] | None, graph: SpatialGraph | None
+        self, X: Any, coordinates: Any, sample: Sequence[Any] | None, graph: SpatialGraph | None, depth: Any
     ) -> None:
         config, device = self.resolve_config(), resolve_device(self.device)
         features, points = _check_features(X), check_coordinates(coordinates)
@@ -187,8 +195,9 @@ class AMILST(ClusterMixin, BaseEstimator):
             )
         validate(config, n_spots, self.n_domains, self.seed)
         sections, _ = section_codes(sample, n_spots)
-        if config.train.n_networks is None:
-            config = config.replace(n_networks=default_n_networks(n_spots))
+        depths = None if depth is None else _check_depth(depth, n_spots)
+        if config.cluster.network_share is None:  # it takes counts to decide it
+            config = config.replace(network_share=0.0)
         self.seconds_: dict[str, float] = {}
 
         if graph is None:
@@ -202,7 +211,12 @@ class AMILST(ClusterMixin, BaseEstimator):
         if config.train.recipe == "default":
             with self._timed("filter", device):
                 features = denoise(
-                    features, adjacency, config.filter.noise_band, stage_seed(self.seed, "filter")
+                    features,
+                    adjacency,
+                    config.filter.noise_band,
+                    depth=None if depths is None else torch.from_numpy(depths[graph.order]),
+                    depth_floor=config.filter.depth_floor,
+                    seed=stage_seed(self.seed, "filter"),
                 )
         with self._timed("train", device):
             trainer = TRAINERS[config.train.recipe](
@@ -219,7 +233,7 @@ class AMILST(ClusterMixin, BaseEstimator):
         latent = result.latent.flatten(1).cpu().numpy()
         if config.cluster.cluster_on == "consensus":
             # the z of different networks have different axes, but their reconstructions can be averaged
-            embedding = torch.lerp(features, result.reconstruction, config.cluster.network_share)
+            embedding = torch.lerp(features, result.reconstruction, config.cluster.network_share or 0.0)
         else:
             embedding = result.latent.flatten(1)
         del trainer, result, features, adjacency
@@ -228,12 +242,21 @@ class AMILST(ClusterMixin, BaseEstimator):
             array = embedding.cpu().numpy()
             self.selection_: Selection | None = None
             if self.n_domains is None:
-                self.selection_ = select_n_domains(array, config=config.cluster, seed=seed, device=device)
+                self.selection_ = select_n_domains(
+                    array,
+                    config=config.cluster,
+                    seed=seed,
+                    device=device,
+                    callback=lambda done, total: logger.info(
+                        "number of domains: %d of %d tried", done, total
+                    ),
+                )
                 runners_up = ", ".join(map(str, self.selection_.runners_up))
                 logger.info("%d domains chosen; runners-up: %s", self.selection_.n_domains, runners_up)
             n_domains = self.n_domains if self.selection_ is None else self.selection_.n_domains
             self.n_domains_ = int(n_domains)  # type: ignore[arg-type]
             domains = find_domains(embedding, self.n_domains_, config.cluster, seed=seed, device=device)
+            self.evidence_ = domains.evidence
         with self._timed("refine", device):
             refined = majority_vote(
                 domains.labels,
@@ -290,6 +313,19 @@ def validate(config: Config, n_spots: int, n_domains: int | None, seed: int) -> 
         raise InputError(f"n_domains must not exceed the number of spots; found {n_domains} for {n_spots}.")
     if config.cluster.method == "leiden" and find_spec("igraph") is None:
         raise MissingExtraError.for_package("igraph", "leiden", "Leiden clustering")
+
+
+def _check_depth(depth: Any, n_spots: int) -> np.ndarray:
+    """Total counts as float64, (N,)."""
+    try:
+        array = np.asarray(depth, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError("depth must be the total counts of the spots, numbers >= 0.") from error
+    if array.shape != (n_spots,) or not np.isfinite(array).all() or (array < 0).any():
+        raise InputError(
+            f"depth must hold the total counts of the {n_spots} spots, finite and >= 0; found shape {array.shape}."
+        )
+    return array
 
 
 def _check_features(X: Any) -> torch.Tensor:

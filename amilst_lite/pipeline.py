@@ -30,7 +30,7 @@ from .runtime import peak_memory, resolve_device, stage_seed, standard_math, ver
 from .simulate import simulate_tissue
 from .spatial.graph import SpatialGraph
 from .spatial.neighbors import check_coordinates, typical_spacing
-from .train import Callback
+from .train import Callback, network_share
 
 __all__ = [
     "coordinates_of",
@@ -67,7 +67,7 @@ def identify_domains(
     adata : AnnData
         Raw counts in ``layers["counts"]`` or ``X`` (never changed), coordinates in ``obsm["spatial"]``.
     n_domains : int, optional
-        Number of domains K, >= 2. If not given, K is chosen by the stability of the labels; the table of
+        Number of domains K, >= 2. If not given, K is chosen by the likelihood of held-out blocks; the table of
         all candidates is in ``uns["amilst"]["selection"]``.
     seed : int
         In [0, 2**32). The same seed, machine and number of threads give identical results.
@@ -146,25 +146,38 @@ def identify_domains(
             coordinates, n_neighbors=config.graph.n_neighbors, radius=config.graph.radius, sample=sample
         )
         graphed = time.perf_counter()
+        depth = share = None
+        prepared = decided = graphed
         if representation is None:
             logger.info("prepare")
+            counts = counts_of(adata)
             with standard_math():
-                features = prepare(
-                    counts_of(adata),
+                preparation = prepare(
+                    counts,
                     config.preprocess,
-                    graph.connectivities() if config.preprocess.depth_floor > 0 else None,
+                    graph.connectivities() if config.preprocess.n_top_genes is not None else None,
                     order=graph.order,
                     seed=stage_seed(seed, "prepare"),
                     device=resolved,
-                ).features
+                )
+                features, depth = preparation.features, preparation.depth
+                prepared = decided = time.perf_counter()
+                if _share_is_open(config):
+                    logger.info("network share")
+                    share = network_share(
+                        counts, graph, config, seed=stage_seed(seed, "share"), device=resolved
+                    )
+                    model.settings = {**settings, "network_share": share.share}
+                    decided = time.perf_counter()
         else:
             features = representation
-        prepared = time.perf_counter()
-        model.fit(features, coordinates=coordinates, sample=sample, graph=graph)
+        model.fit(features, coordinates=coordinates, sample=sample, graph=graph, depth=depth)
 
         record: dict[str, Any] = {
             "n_domains": model.n_domains_,
             "selection": {} if model.selection_ is None else _columns(model.selection_.table),
+            "shrinkage": {} if model.evidence_ is None else _writable(dataclasses.asdict(model.evidence_)),
+            "network_share": {} if share is None else _writable(dataclasses.asdict(share)),
             "preset": preset,
             "config": _writable(model.config_.to_dict()),
             "seed": int(seed),
@@ -175,6 +188,7 @@ def identify_domains(
             "seconds": {
                 "graph": graphed - start,
                 "prepare": prepared - graphed,
+                "network share": decided - prepared,
                 **model.seconds_,
                 "total": time.perf_counter() - start,
             },
@@ -321,6 +335,16 @@ def simulate_section(
                 "simulated": {"scalefactors": {"spot_diameter_fullres": float(tissue.spot_diameter)}}
             }
         },
+    )
+
+
+def _share_is_open(config: Config) -> bool:
+    """Whether the share of the network is to be decided by held-out counts."""
+    cluster = config.cluster
+    return (
+        cluster.network_share is None
+        and cluster.cluster_on == "consensus"
+        and config.train.recipe == "default"
     )
 
 

@@ -15,7 +15,6 @@ import torch
 from .config import Config
 from .errors import InsufficientMemoryError
 from .runtime import total_memory
-from .train.batches import default_n_networks
 
 __all__ = ["Estimate", "check_memory", "estimate"]
 
@@ -91,7 +90,7 @@ def estimate(
     """
     config = Config() if config is None else config
     device = torch.device(device)
-    n_networks = config.train.n_networks or default_n_networks(n_spots)
+    n_networks = config.train.n_networks
     step_rows = min(n_spots, config.train.batch_size) * n_networks
     # the second phase of the published recipe adds the steps of discriminator and generator
     n_steps = config.train.epochs * (4 if config.train.recipe == "published" else 1)
@@ -110,13 +109,15 @@ def estimate(
     on_gpu = device.type == "cuda"
     vram = n_spots * (_SPOT_VRAM + 600 * (width - 1) + 16 * (domains - 20)) + max(step, search)
 
-    search_seconds = (1.2 + 2.4e-4 * min(n_spots, _SEARCH_SPOTS)) * domains / 20 * config.cluster.n_init / 160
+    search_seconds = (
+        (1.0 + 5e-4 * min(n_spots, _SEARCH_SPOTS)) * (1 + domains / 10) / 2 * config.cluster.n_init / 32
+    )
     movable = (
         5e-8 * chosen
         + 2.2e-5 * n_spots * width * (config.filter.noise_band is not None)
         + 4.5e-6 * n_steps * step_rows
         + 5e-6 * n_spots * n_networks
-        + search_seconds * (1 if n_domains is not None else 20)
+        + search_seconds * (1 if n_domains is not None else 3)
         + 4e-6 * n_spots
     )
     fixed = 4.0 + 7e-8 * n_entries + 4.7e-5 * n_spots

@@ -92,6 +92,8 @@ def write_results(
         "n_genes": adata.n_vars,
         "n_domains": record["n_domains"],
         "selection": record["selection"],
+        "shrinkage": record.get("shrinkage", {}),
+        "network_share": record.get("network_share", {}),
         "annotation": annotation,
         "sample_key": record.get("sample_key"),
         "use_rep": record.get("use_rep"),

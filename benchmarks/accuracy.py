@@ -13,6 +13,11 @@ PCs averaged
     15 principal components, averaged four times over each spot and its 12 nearest neighbors, and the same mixture.
 without the network
     The method as it is with ``network_share=0``: filtered features and our mixture.
+
+Leave-one-tissue-out: the constants that remain are varied one at a time (`CONSTANTS`). For each tissue, the variant
+that is best on the other tissues is taken; the mean of what it reaches on the tissue left out is what to expect of
+constants chosen on a panel. The in-sample mean is that of the variant that is best on all tissues. The network is
+left out there.
 """
 
 from __future__ import annotations
@@ -38,9 +43,29 @@ from common import (
     read_annotated,
     run_sections,
     spread,
+    tissue_means,
 )
 
 CONTROLS = ("PCs", "PCs averaged", "without the network")
+
+CONSTANTS: dict[str, dict[str, Any]] = {
+    "as they are": {},
+    "1000 genes": {"n_top_genes": 1000},
+    "3000 genes": {"n_top_genes": 3000},
+    "depth floor 0.25": {"depth_floor": 0.25},
+    "depth floor 1": {"depth_floor": 1.0},
+    "noise band 0.05": {"noise_band": 0.05},
+    "noise band 0.2": {"noise_band": 0.2},
+    "4 neighbors": {"n_neighbors": 4},
+    "8 neighbors": {"n_neighbors": 8},
+    "20 components": {"n_components": 20},
+    "40 components": {"n_components": 40},
+    "slack 0.5": {"SLACK": 0.5},
+    "slack 2": {"SLACK": 2.0},
+    "blocks of 50": {"_BLOCK": 50},
+    "blocks of 200": {"_BLOCK": 200},
+}
+"""Constants varied one at a time; names in capitals are of the module `amilst_lite.cluster.shrinkage`."""
 
 
 def measure(path: Path, options: argparse.Namespace) -> Json | None:
@@ -67,7 +92,80 @@ def measure(path: Path, options: argparse.Namespace) -> Json | None:
         name: [ari(predict(seed)) for seed in range(options.seeds)]
         for name, predict in controls(adata, n_domains, options).items()
     }
+    result["constants"] = {
+        name: [
+            constant_ari(adata, n_domains, seed, options, changes) for seed in range(options.constant_seeds)
+        ]
+        for name, changes in CONSTANTS.items()
+        if options.constant_seeds
+    }
     return result
+
+
+def constant_ari(
+    adata: Any, n_domains: int, seed: int, options: argparse.Namespace, changes: dict[str, Any]
+) -> float:
+    """ARI with a setting, or a constant of the shrinkage, changed; without the network."""
+    from contextlib import ExitStack
+    from unittest import mock
+
+    from amilst_lite.cluster import shrinkage
+
+    constants = {name: value for name, value in changes.items() if name.lstrip("_").isupper()}
+    settings = {name: value for name, value in changes.items() if name not in constants}
+    with ExitStack() as stack:
+        for name, value in constants.items():
+            stack.enter_context(mock.patch.object(shrinkage, name, value))
+        return ari(identify(adata, n_domains, seed, options, network_share=0.0, epochs=1, **settings))
+
+
+def leave_one_tissue_out(record: Json) -> tuple[float, float, dict[str, str]]:
+    """Mean left out, mean in sample, and the variant chosen for each tissue."""
+    sections = record["sections"]
+    by_tissue = {
+        name: tissue_means(
+            {section: float(np.mean(one["constants"][name])) for section, one in sections.items()}
+        )
+        for name in next(iter(sections.values()))["constants"]
+    }
+    tissues = list(next(iter(by_tissue.values())))
+    chosen = {
+        tissue: max(by_tissue, key=lambda name: np.mean([by_tissue[name][t] for t in tissues if t != tissue]))
+        for tissue in tissues
+    }
+    left_out = float(np.mean([by_tissue[chosen[tissue]][tissue] for tissue in tissues]))
+    return left_out, float(max(np.mean(list(one.values())) for one in by_tissue.values())), chosen
+
+
+def constants_table(record: Json) -> str:
+    """Mean over tissues of every variant of the constants, and the leave-one-tissue-out summary."""
+    sections = record["sections"]
+    rows = [
+        [
+            name,
+            f"{mean_over_tissues({n: float(np.mean(one['constants'][name])) for n, one in sections.items()}):.3f}",
+        ]
+        for name in next(iter(sections.values()))["constants"]
+    ]
+    if not rows:
+        return ""
+    left_out, in_sample, chosen = leave_one_tissue_out(record)
+    summary = (
+        f"Leave-one-tissue-out mean **{left_out:.3f}**, in-sample mean {in_sample:.3f}. Chosen without each tissue: "
+        + "; ".join(f"{tissue}: {name}" for tissue, name in chosen.items())
+        + "."
+    )
+    return markdown(["constants", "ARI, mean over tissues"], rows) + "\n\n" + summary
+
+
+def expected_calibration_error(record: Json) -> float:
+    """Mean over tissues of Σ over tenths of |confidence − share correct| · share of the spots."""
+    errors = {
+        name: sum(abs(confidence - correct) * n for confidence, correct, n in one["calibration"])
+        / sum(n for *_, n in one["calibration"])
+        for name, one in record["sections"].items()
+    }
+    return mean_over_tissues(errors)
 
 
 def calibration(adata: Any) -> list[tuple[float, float, int]]:
@@ -94,7 +192,7 @@ def controls(adata: Any, n_domains: int, options: argparse.Namespace) -> dict[st
     from amilst_lite.preprocess import prepare
 
     config = amilst.Config()
-    plain = config.replace(depth_floor=0.0, n_components=20)
+    plain = config.replace(n_components=20)
     components = prepare(adata.X, plain.preprocess).features
     graph = amilst.SpatialGraph.from_coordinates(np.asarray(adata.obsm["spatial"]), n_neighbors=12)
     with_self = sparse.csr_matrix(graph.connectivities()) + sparse.identity(adata.n_obs, format="csr")
@@ -116,7 +214,7 @@ def controls(adata: Any, n_domains: int, options: argparse.Namespace) -> dict[st
         return predict
 
     def without_network(seed: int) -> Any:
-        return identify(adata, n_domains, seed, options, network_share=0.0, epochs=1, n_networks=1)
+        return identify(adata, n_domains, seed, options, network_share=0.0, epochs=1)
 
     return dict(
         zip(CONTROLS, (with_mixture(components), with_mixture(averaged), without_network), strict=True)
@@ -154,13 +252,12 @@ def calibration_table(record: Json) -> str:
         values = {name: one["calibration"][tenth][column] for name, one in sections.items()}
         return f"{mean_over_tissues(values):.2f}"
 
-    return markdown(
-        ["tenth of the spots", *range(1, 11)],
-        [
-            ["mean confidence", *(mean(k, 0) for k in range(10))],
-            ["correct", *(mean(k, 1) for k in range(10))],
-        ],
-    )
+    rows = [
+        ["mean confidence", *(mean(k, 0) for k in range(10))],
+        ["correct", *(mean(k, 1) for k in range(10))],
+    ]
+    error = f"Expected calibration error, mean over tissues: {expected_calibration_error(record):.3f}."
+    return markdown(["tenth of the spots", *range(1, 11)], rows) + "\n\n" + error
 
 
 def setting(text: str) -> tuple[str, Any]:
@@ -176,6 +273,9 @@ def main() -> int:
     parser = make_section_parser(__doc__, seeds=10)
     parser.add_argument("--preset", default="default")
     parser.add_argument("--set", action="append", default=[], type=setting, metavar="NAME=VALUE")
+    parser.add_argument(
+        "--constant-seeds", type=int, default=2, help="seeds for each variant of the constants (0: none)"
+    )
     options = parser.parse_args()
     options.settings = {"preset": options.preset, **dict(options.set)}
     record = run_sections(
@@ -188,6 +288,7 @@ def main() -> int:
         settings=options.settings,
     )
     print("\n" + calibration_table(record))
+    print("\n" + constants_table(record))
     return 0
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import ablation
 import accuracy
 import clustering
+import denoising
 import invariance
 import kernels
 import numpy as np
@@ -45,7 +46,7 @@ Spatial Transcriptomics of the mouse olfactory bulb (Ståhl et al. 2016) and of 
 2021); Visium of the human dorsolateral prefrontal cortex, with selected genes (DLPFC, Maynard et al. 2021);
 BaristaSeq of the mouse visual cortex (SpaceTx); CODEX of the mouse spleen, cell types only (Goltsev et al. 2018).
 Means are over tissues: the mean of a tissue's sections counts once. The default settings were chosen on some of these
-sections, so expect somewhat lower accuracy on others.
+sections, so expect somewhat lower accuracy on others; the second table shows by how much.
 
 The adjusted Rand index (ARI) is 1 for identical partitions and 0 on average for random ones. Spreads are standard
 deviations over seeds.
@@ -73,6 +74,15 @@ PARTS = (
         "averaged four times over 12 neighbors, *without the network* the method with `network_share=0`. Seconds are "
         "the median of a run, GiB the peak memory of the process.",
         (accuracy.table,),
+    ),
+    Part(
+        "Leave one tissue out",
+        ("accuracy.json",),
+        "",
+        "The constants that remain, varied one at a time, without the network. For each tissue, the variant that is "
+        "best on the other tissues is taken; the leave-one-tissue-out mean is what these reach on the tissues left "
+        "out.",
+        (accuracy.constants_table,),
     ),
     Part(
         "Confidence",
@@ -110,8 +120,19 @@ PARTS = (
         "Number of domains",
         ("selection.json",),
         "python benchmarks/selection.py DIR --seeds 3 --json benchmarks/results/selection.json",
-        "The number of domains chosen by the stability of the labels when none is given.",
+        "The number of domains chosen by the likelihood of held-out blocks when none is given.",
         (selection.table,),
+    ),
+    Part(
+        "Held-out counts",
+        ("denoising.json",),
+        "python benchmarks/denoising.py DIR --seeds 3 --json benchmarks/results/denoising.json",
+        "Half of the counts of at most 1,000 spots are set aside and predicted from principal components of the "
+        "other half: raw, filtered, filtered and averaged with their reconstruction by the network, and the "
+        "reconstruction alone. Mean Poisson deviance per spot, lower is better; the error is that of the difference "
+        "between the second and the third, over spots. The share is the weight that the network receives in a run. "
+        "Each seed draws its own thinning.",
+        (denoising.table,),
     ),
     Part(
         "Scaling",
@@ -215,6 +236,12 @@ def summary() -> str:
             f"{mean(lambda one: one['ari']):.2f} (refined {mean(lambda one: one['refined_ari']):.2f}; mean standard "
             f"deviation over seeds {sd:.3f}). Controls: {controls}."
         )
+        if all(one.get("constants") for one in sections.values()):
+            left_out, in_sample, _ = accuracy.leave_one_tissue_out(record)
+            lines.append(
+                f"With constants chosen without the tissue they are applied to: {left_out:.2f} "
+                f"(chosen on all: {in_sample:.2f})."
+            )
         if dlpfc:
             lines.append(f"DLPFC sections: ARI {min(dlpfc):.2f} to {max(dlpfc):.2f}.")
     if sizes is not None:

@@ -59,7 +59,11 @@ def test_every_field_has_its_help():
         ({"feature_widths": 100}, "one or more integers >= 1"),
         ({"network_share": 2}, "a finite number >= 0 and <= 1"),
         ({"network_share": float("nan")}, "a finite number"),
-        ({"covariance_prior": float("inf")}, "a finite number >= 0"),
+        ({"network_share": -0.1}, "a finite number >= 0 and <= 1 or None"),
+        ({"shrinkage": 1.0}, "a finite number >= 0 and <= 0.999 or None"),
+        ({"shrinkage": -0.1}, "a finite number >= 0 and <= 0.999 or None"),
+        ({"n_networks": None}, "an integer >= 1"),
+        ({"depth_floor": None}, "a finite number >= 0"),
         ({"radius": 0}, "a finite number > 0 or None"),
         ({"noise_band": 1.0}, "a finite number > 0 and < 1 or None"),
         ({"n_top_genes": 0}, "an integer >= 1 or None"),
@@ -85,6 +89,25 @@ def test_numpy_scalars_are_accepted_and_converted():
     assert config.preprocess.n_top_genes is None
     for part in config.to_dict().values():
         assert all(type(value) in (int, float, bool, str, tuple, type(None)) for value in part.values())
+
+
+def test_what_the_data_decide_may_be_given():
+    default = Config()
+    assert default.cluster.network_share is None and default.cluster.shrinkage is None
+    given = default.replace(network_share=1, shrinkage=0.999)
+    assert (given.cluster.network_share, given.cluster.shrinkage) == (1.0, 0.999)
+    assert given.replace(network_share=None, shrinkage=None) == default
+
+
+def test_default_sizes():
+    config = Config()
+    assert (config.train.epochs, config.train.n_networks, config.cluster.n_init) == (50, 1, 32)
+    assert config.preprocess.n_top_genes == 2000
+
+
+def test_removed_settings_are_unknown():
+    with pytest.raises(InputError, match="unknown setting 'covariance_prior'"):
+        Config().replace(covariance_prior=500.0)
 
 
 def test_there_are_few_settings():
@@ -115,6 +138,8 @@ def test_published_preset_is_the_published_recipe():
     assert (config.train.recipe, config.train.epochs, config.train.n_networks) == ("published", 200, 1)
     assert (config.network.decoder, config.network.dropout) == ("block", 0.2)
     assert (config.preprocess.normalization, config.cluster.method) == ("published", "leiden")
+    assert (config.filter.noise_band, config.filter.depth_floor) == (None, 0.0)
+    assert (config.cluster.shrinkage, config.cluster.cluster_on) == (0.0, "latent")
 
 
 def test_configs_are_frozen():

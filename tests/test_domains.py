@@ -7,9 +7,9 @@ from sklearn.metrics import adjusted_rand_score
 
 from amilst_lite.cluster import domains as module
 from amilst_lite.cluster.domains import find_domains
-from amilst_lite.cluster.mixture import GaussianMixture
+from amilst_lite.cluster.shrinkage import MixtureAverage, fit_average
 from amilst_lite.config import COVARIANCE_TYPES, ClusterConfig
-from amilst_lite.errors import InputError
+from amilst_lite.errors import AmilstWarning, InputError
 
 
 def blobs(k=4, n=160, apart=10.0, seed=0):
@@ -48,45 +48,34 @@ def test_domains_are_ordered_by_size(method):
 
 
 @pytest.mark.parametrize(
-    ("method", "used"), [("gmm", "GaussianMixture"), ("kmeans", "KMeans"), ("leiden", "leiden")]
+    ("method", "used"), [("gmm", "fit_average"), ("kmeans", "KMeans"), ("leiden", "leiden")]
 )
 def test_method_selects_the_clustering(monkeypatch, method, used):
     if method == "leiden":
         pytest.importorskip("igraph")
-    calls = {name: recording(monkeypatch, name) for name in ("GaussianMixture", "KMeans", "leiden")}
+    calls = {name: recording(monkeypatch, name) for name in ("fit_average", "KMeans", "leiden")}
     X, truth = blobs(3)
     domains = find_domains(X, 3, ClusterConfig(method=method, n_init=7), seed=5)
     assert {name for name, made in calls.items() if made} == {used}
     assert adjusted_rand_score(truth, domains.labels) == 1
-    if method != "leiden":
+    if method == "kmeans":
         fitted = calls[used][0][2]
         assert fitted.n_init == 7 and fitted.random_state == 5
-
-
-SHAPES = {
-    "tied_spherical": (),
-    "spherical": (3,),
-    "tied_diag": (8,),
-    "diag": (3, 8),
-    "tied": (8, 8),
-    "full": (3, 8, 8),
-    "EII": (),
-    "VII": (3,),
-    "EEI": (8,),
-    "VVI": (3, 8),
-    "EEE": (8, 8),
-    "VVV": (3, 8, 8),
-}
+    if method == "gmm":
+        options = calls[used][0][1]
+        assert options["n_init"] == 7 and options["seed"] == 5
+    assert (domains.evidence is not None) == (method == "gmm")
 
 
 @pytest.mark.parametrize("name", COVARIANCE_TYPES)
-def test_covariance_type_selects_the_model(monkeypatch, name):
-    mixtures = recording(monkeypatch, "GaussianMixture")
-    config = ClusterConfig(covariance_type=name, covariance_prior=3.0, n_init=2)
-    find_domains(blobs(3)[0], 3, config)
-    ((_, _, mixture),) = mixtures
-    assert mixture.covariance_prior == 3.0
-    assert np.shape(mixture.covariances_) == SHAPES[name]
+def test_covariance_type_and_shrinkage_reach_the_mixture(monkeypatch, name):
+    calls = recording(monkeypatch, "fit_average")
+    X, truth = blobs(3)
+    domains = find_domains(X, 3, ClusterConfig(covariance_type=name, shrinkage=0.2, n_init=2))
+    ((_, options, _),) = calls
+    assert options["covariance_type"] == name and options["shrinkage"] == 0.2
+    assert domains.evidence.shares.tolist() == [0.2]
+    assert adjusted_rand_score(truth, domains.labels) == 1
 
 
 def test_neighbor_graph_has_twenty_neighbors(monkeypatch):
@@ -103,20 +92,33 @@ def test_too_few_distinct_rows():
         find_domains(X, 3)
 
 
-def test_log_odds_are_divided_by_the_temperature():
+def test_probabilities_are_those_of_the_average_in_order_of_size():
     X, _ = blobs(3, apart=2.0)
-    config = ClusterConfig(n_init=8)
-    domains = find_domains(X, 3, config, seed=2)
-    mixture = GaussianMixture(3, n_init=8, covariance_prior=config.covariance_prior, random_state=2).fit(X)
-    posterior = mixture.predict_proba(X)
-    labels = posterior.argmax(1)
-    order = np.argsort(-np.bincount(labels), kind="stable")
-    posterior = posterior[:, order]
-    assert np.array_equal(domains.labels, posterior.argmax(1))
-    odds, flat = (np.log(p[:, 0] / p[:, 1]) for p in (posterior, domains.probabilities))
-    some = np.abs(odds) < 50
-    assert some.sum() > 20
-    np.testing.assert_allclose(flat[some], odds[some] / 5, rtol=1e-3, atol=1e-3)
+    domains = find_domains(X, 3, ClusterConfig(n_init=8), seed=2)
+    average = fit_average(X, 3, n_init=8, seed=2)
+    order = np.argsort(-np.bincount(average.labels, minlength=3), kind="stable")
+    np.testing.assert_array_equal(domains.probabilities, average.probabilities[:, order])
+    assert np.array_equal(domains.labels, domains.probabilities.argmax(1))
+
+
+def test_domains_without_spots_are_reported(monkeypatch):
+    X, truth = blobs(3)
+    evidence = find_domains(X, 3, ClusterConfig(n_init=2)).evidence
+    posterior = np.eye(3, dtype=np.float32)[np.minimum(truth, 1)]
+    average = MixtureAverage(posterior.argmax(1), posterior, evidence)
+    monkeypatch.setattr(module, "fit_average", lambda *_, **__: average)
+    with pytest.warns(AmilstWarning, match="1 of 3 domains have no spots.*--n-domains"):
+        domains = find_domains(X, 3)
+    assert np.bincount(domains.labels, minlength=3).tolist() == [106, 54, 0]
+    assert domains.probabilities.shape == (160, 3) and domains.evidence is evidence
+
+
+def test_rows_at_two_places_and_one_beside_them():
+    X = np.repeat(np.eye(2, 3, dtype=np.float32), 100, axis=0)
+    X = np.concatenate([X, X[:1] + np.float32(1e-4)])
+    domains = find_domains(X, 3, ClusterConfig(n_init=4))
+    np.testing.assert_allclose(domains.probabilities.sum(1), 1, atol=1e-5)
+    assert not set(domains.labels[:100]) & set(domains.labels[100:200])
 
 
 @pytest.mark.parametrize("method", ["gmm", "kmeans", "leiden"])

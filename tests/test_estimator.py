@@ -10,6 +10,8 @@ from sklearn.base import clone
 from sklearn.metrics import adjusted_rand_score
 
 from amilst_lite import AMILST, SpatialGraph
+from amilst_lite.cluster.domains import find_domains
+from amilst_lite.cluster.shrinkage import SHARES
 from amilst_lite.config import Config
 from amilst_lite.errors import InputError, MissingExtraError
 from amilst_lite.spatial.spectral_filter import standardize
@@ -213,8 +215,99 @@ def test_effective_settings_are_recorded(section, fitted):
     X, coordinates, _ = section
     assert fitted.config_.train.n_networks == 2
     model = AMILST(K, settings={"epochs": 1, "n_init": 2}).fit(X, coordinates=coordinates)
-    assert model.config_.train.n_networks == 8 == model.latent_.shape[1] // 28
+    assert model.config_.train.n_networks == 1 == model.latent_.shape[1] // 28
+    assert model.config_.cluster.network_share == 0  # without counts it cannot be decided
     assert model.settings == {"epochs": 1, "n_init": 2}
+
+
+def test_evidence_for_the_shrinkage_is_kept(section):
+    X, coordinates, _ = section
+    model = AMILST(K, settings=QUICK).fit(X, coordinates=coordinates)
+    evidence = model.evidence_
+    assert evidence.log_likelihood.shape == (len(evidence.columns), len(evidence.shares))
+    assert evidence.weights.sum() == pytest.approx(1)
+    assert AMILST(K, settings={**QUICK, "method": "kmeans"}).fit(X, coordinates=coordinates).evidence_ is None
+
+
+def test_spots_of_low_depth_follow_their_neighbors(section):
+    X, coordinates, _ = section
+    depth = np.full(len(X), 100.0)
+    depth[::10] = 0.0
+    noisy = X.copy()
+    noisy[::10] = 50 * np.random.default_rng(0).normal(size=noisy[::10].shape)
+    settings = {**QUICK, "network_share": 0.0}
+    plain = AMILST(K, settings=settings).fit(noisy, coordinates=coordinates).embedding_
+    filled = AMILST(K, settings=settings).fit(noisy, coordinates=coordinates, depth=depth).embedding_
+    size = [np.square(each[::10]).sum() / np.square(each).sum() for each in (plain, filled)]
+    assert size[1] < 0.5 * size[0]
+
+
+@pytest.mark.parametrize("depth", [np.ones(3), "deep", -1.0, np.nan])
+def test_unusable_depth_is_refused(section, depth):
+    X, coordinates, _ = section
+    values = np.full(len(X), depth) if isinstance(depth, float) else depth
+    with pytest.raises(InputError, match="depth"):
+        AMILST(K, settings=QUICK).fit(X, coordinates=coordinates, depth=values)
+
+
+def test_without_counts_the_network_does_not_move_the_embedding(section, fitted):
+    X, coordinates, _ = section
+    filtered = AMILST(K, seed=0, settings={**QUICK, "network_share": 0.0}).fit(X, coordinates=coordinates)
+    np.testing.assert_array_equal(fitted.embedding_, filtered.embedding_)
+
+
+def test_given_shrinkage_is_the_only_one_compared(section, fitted):
+    X, coordinates, _ = section
+    assert fitted.evidence_.shares.tolist() == list(SHARES)
+    given = AMILST(K, settings={**QUICK, "shrinkage": 0.3}).fit(X, coordinates=coordinates)
+    assert given.evidence_.shares.tolist() == [0.3]
+
+
+def test_blocks_are_held_out_in_the_order_of_the_graph(section, fitted, monkeypatch):
+    X, coordinates, _ = section
+    clustered = []
+
+    def recording(embedding, *args, **options):
+        clustered.append(embedding.numpy().copy())
+        return find_domains(embedding, *args, **options)
+
+    monkeypatch.setattr("amilst_lite.estimator.find_domains", recording)
+    AMILST(K, seed=0, settings=QUICK).fit(X, coordinates=coordinates)
+    np.testing.assert_array_equal(clustered[0], fitted.embedding_[fitted.graph_.order])
+
+
+def test_spots_of_low_depth_are_averaged_with_their_neighbors(section):
+    X, coordinates, _ = section
+    depth = np.full(N, 1000)
+    low = np.arange(0, N, 10)
+    depth[low] = 0
+    spoiled = X.copy()
+    spoiled[low] = 0
+
+    def embedding(values, given, **settings):
+        model = AMILST(K, settings={**QUICK, "noise_band": None, **settings})
+        return model.fit(values, coordinates=coordinates, depth=given).embedding_
+
+    filled = embedding(spoiled, depth)
+    neighbors = SpatialGraph.from_coordinates(coordinates, n_neighbors=Config().graph.n_neighbors)
+    weights = neighbors.connectivities().toarray() * (depth > 0)
+    expected = spoiled.copy()
+    expected[low] = (weights @ spoiled / weights.sum(1, keepdims=True))[low]
+    np.testing.assert_allclose(filled, standardize(torch.from_numpy(expected)).numpy(), atol=1e-4)
+    plain = embedding(spoiled, None)
+    np.testing.assert_array_equal(embedding(spoiled, np.full(N, 7.0)), plain)  # all alike
+    np.testing.assert_array_equal(embedding(spoiled, depth, depth_floor=0.0), plain)
+
+
+def test_depth_is_that_of_the_spot_in_any_order(section):
+    X, coordinates, _ = section
+    rng = np.random.default_rng(4)
+    depth, shuffle = rng.uniform(1, 100, N), rng.permutation(N)
+    first = AMILST(K, settings=QUICK).fit(X, coordinates=coordinates, depth=depth)
+    second = AMILST(K, settings=QUICK)
+    labels = second.fit_predict(X[shuffle], coordinates=coordinates[shuffle], depth=depth[shuffle])
+    np.testing.assert_allclose(second.embedding_, first.embedding_[shuffle], atol=1e-3)
+    assert adjusted_rand_score(labels, first.labels_[shuffle]) >= 0.99
 
 
 def test_default_has_an_affine_decoder(section, fitted):

@@ -496,3 +496,20 @@ def test_typical_spacing_is_the_distance_between_places():
     grid = np.stack(np.meshgrid(np.arange(40), np.arange(50)), -1).reshape(-1, 2) * 3.0
     assert typical_spacing(np.r_[grid, grid]) == 3.0
     assert typical_spacing(np.zeros((5, 2))) == 0.0
+
+
+def test_subgraph_is_the_submatrix_of_consecutive_nodes():
+    points = np.random.default_rng(0).random((60, 2))
+    graph = SpatialGraph.from_coordinates(points, n_neighbors=5)
+    part = graph.subgraph(slice(10, 45))
+    whole = graph.connectivities().toarray()[graph.order][:, graph.order]
+    np.testing.assert_array_equal(part.connectivities().toarray(), whole[10:45, 10:45])
+    lengths = graph.distance_matrix().toarray()[graph.order][:, graph.order]
+    np.testing.assert_array_equal(part.distance_matrix().toarray(), lengths[10:45, 10:45])
+    assert part.n_spots == 35
+    check_invariants(part)
+    loops = whole[10:45, 10:45] + np.eye(35)  # degrees are counted within the part
+    root = np.sqrt(loops.sum(1))
+    np.testing.assert_allclose(part.adjacency().to_dense(), loops / root / root[:, None], rtol=1e-6)
+    same = graph.subgraph(slice(None))
+    assert torch.equal(same.edges, graph.edges) and torch.equal(same.distances, graph.distances)

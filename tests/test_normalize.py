@@ -10,7 +10,6 @@ from amilst_lite.config import PRESETS, PreprocessConfig
 from amilst_lite.errors import AmilstWarning, InputError
 from amilst_lite.preprocess import (
     CountRows,
-    NormalizedCounts,
     is_on_disk,
     normalize,
     prepare,
@@ -44,12 +43,12 @@ def survey_of(counts):
 
 
 def all_genes(**changes):
-    return PreprocessConfig(n_top_genes=None, depth_floor=0.0, **changes)
+    return PreprocessConfig(n_top_genes=None, **changes)
 
 
 def test_default_normalization_is_median_log(counts):
     before = counts.copy()
-    normalized, genes = normalize(counts, all_genes())
+    normalized, genes, _ = normalize(counts, all_genes())
     dense = counts.toarray()
     seen = (dense > 0).sum(0) >= 3
     assert np.array_equal(genes, seen)
@@ -63,7 +62,7 @@ def test_default_normalization_is_median_log(counts):
 
 
 def test_published_normalization_leaves_dominant_genes_out_of_the_totals(counts):
-    normalized, genes = normalize(counts, PRESETS["published"].preprocess)
+    normalized, genes, _ = normalize(counts, PRESETS["published"].preprocess)
     kept = counts.toarray()[:, genes]
     dominant = (kept > 0.05 * kept.sum(1, keepdims=True)).any(0)
     assert dominant.any() and not dominant.all()
@@ -81,32 +80,33 @@ def test_gene_choice_is_by_pearson_residuals(counts):
     chosen = select_genes(sparse.csr_matrix(dense.astype(np.float32)), 30)
     assert np.array_equal(chosen, np.sort(np.argsort(-variance)[:30]))
     assert np.array_equal(select_genes(counts, G), np.arange(G))
-    _, genes = normalize(counts, PreprocessConfig(n_top_genes=30, depth_floor=0.0))
+    _, genes, _ = normalize(counts, PreprocessConfig(n_top_genes=30))
     assert genes.sum() == 30
 
 
-def test_low_depth_spots_receive_counts_and_others_are_untouched(counts):
-    thin = counts.copy().tolil()
-    thin[7] = 0
-    thin[7, 10] = 2
-    thin = thin.tocsr()
-    rows = np.arange(N)
-    ring = sparse.csr_matrix(
-        (np.ones(2 * N, np.float32), (np.r_[rows, rows], np.r_[(rows + 1) % N, (rows - 1) % N]))
-    )
-    filled = NormalizedCounts(thin, PreprocessConfig(depth_floor=0.5), ring)._filled(slice(None))
-    totals, before = np.asarray(filled.sum(1)).ravel(), np.asarray(thin.sum(1)).ravel()
-    median = np.median(before)
-    assert totals[7] == pytest.approx(0.5 * median, rel=1e-5)
-    pooled = thin[6].toarray() + thin[8].toarray()
-    added = (filled[7] - thin[7]).toarray()
-    np.testing.assert_allclose(added, pooled / pooled.sum() * added.sum(), rtol=1e-5)
-    deep = before >= 0.5 * median
-    np.testing.assert_array_equal(filled[deep].toarray(), thin[deep].toarray())
-    # its total, which determines the scaling, is known before its profile is computed
-    normalized = NormalizedCounts(thin, PreprocessConfig(depth_floor=0.5), ring)[7:8]
-    expected = np.log1p(filled[7].toarray() / totals[7] * np.median(totals))
-    np.testing.assert_allclose(normalized.toarray(), expected, rtol=1e-5)
+def test_gene_choice_is_by_the_average_over_neighbors(counts):
+    dense = counts.toarray()[:, 1:].astype(np.float64)
+    rng = np.random.default_rng(1)
+    neighbors = sparse.random(N, N, 0.1, format="csr", random_state=rng, data_rvs=np.ones, dtype=np.float32)
+    neighbors = neighbors.maximum(neighbors.T).tolil()
+    neighbors.setdiag(0)
+    neighbors[5] = neighbors[:, 5] = 0  # a spot without neighbors
+    neighbors = neighbors.tocsr()
+    neighbors.eliminate_zeros()
+    expected = dense.sum(1, keepdims=True) * dense.sum(0) / dense.sum()
+    residuals = (dense - expected) / np.sqrt(expected + expected**2 / 100 + 1e-12)
+    residuals = np.clip(residuals, -np.sqrt(N), np.sqrt(N))
+    A = neighbors.toarray()
+    averaged = A @ residuals / np.maximum(A.sum(1, keepdims=True), 1)
+    chosen = select_genes(sparse.csr_matrix(dense.astype(np.float32)), 30, neighbors)
+    assert np.array_equal(chosen, np.sort(np.argsort(-averaged.var(0))[:30]))
+    alone = select_genes(sparse.csr_matrix(dense.astype(np.float32)), 30)
+    assert not np.array_equal(chosen, alone)
+
+
+def test_depth_is_the_total_over_all_genes(counts):
+    preparation = prepare(counts, PreprocessConfig(n_top_genes=30, n_components=5))
+    np.testing.assert_allclose(preparation.depth, counts.toarray().sum(1))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_many_blocks_give_the_same_features(counts, form, tmp_path, monkeypatch)
 
     rows = np.arange(N)
     ring = sparse.csr_matrix((np.ones(N, np.float32), (rows, (rows + 1) % N)))
-    config = PreprocessConfig(n_top_genes=60, depth_floor=0.8, n_components=5)
+    config = PreprocessConfig(n_top_genes=60, n_components=5)
     expected = prepare(counts, config, ring)
     monkeypatch.setattr(counts_module, "BLOCK_ENTRIES", 700)
     monkeypatch.setattr(normalize_module, "_SMALL", 0)
@@ -152,17 +152,52 @@ def test_many_blocks_give_the_same_features(counts, form, tmp_path, monkeypatch)
 
 def test_genes_are_chosen_on_a_sample_of_many_spots(counts, monkeypatch):
     monkeypatch.setattr(normalize_module, "_SELECTION_SPOTS", 30)
+    monkeypatch.setattr(normalize_module, "_SELECTION_RUNS", 3)
     monkeypatch.setattr(counts_module, "BLOCK_ENTRIES", 700)
     rng = np.random.default_rng(0)
     order = rng.permutation(N)
-    sample = survey(CountRows(counts), order).sample
-    chosen = np.sort(order[np.linspace(0, N - 1, 30).astype(int)])
-    assert (sample != counts[chosen]).nnz == 0
+    found = survey(CountRows(counts), order)
+    starts = np.linspace(0, N - 10, 3).astype(int)
+    chosen = np.sort(order[(starts[:, None] + np.arange(10)).ravel()])  # three stretches of ten spots
+    np.testing.assert_array_equal(found.sampled, chosen)
+    assert (found.sample != counts[chosen]).nnz == 0
     # shuffled rows, with the same curve through the section, give the same spots
     shuffle = rng.permutation(N)
-    _, genes = normalize(counts, PreprocessConfig(n_top_genes=20), order=order)
-    _, others = normalize(counts[shuffle], PreprocessConfig(n_top_genes=20), order=np.argsort(shuffle)[order])
+    _, genes, _ = normalize(counts, PreprocessConfig(n_top_genes=20), order=order)
+    _, others, _ = normalize(
+        counts[shuffle], PreprocessConfig(n_top_genes=20), order=np.argsort(shuffle)[order]
+    )
     np.testing.assert_array_equal(others, genes)
+
+
+def test_neighbors_of_a_sample_are_those_within_it(counts, monkeypatch):
+    monkeypatch.setattr(normalize_module, "_SELECTION_SPOTS", 40)
+    monkeypatch.setattr(normalize_module, "_SELECTION_RUNS", 4)
+    order = np.random.default_rng(0).permutation(N)
+    ring = sparse.lil_matrix((N, N), dtype=np.float32)
+    for place in (-2, -1, 1, 2):
+        ring[order, np.roll(order, place)] = 1
+    neighbors = ring.tocsr()
+    sampled = survey(CountRows(counts), order).sampled
+    _, genes, _ = normalize(counts, PreprocessConfig(n_top_genes=25), neighbors, order)
+    seen = np.flatnonzero((counts.toarray() > 0).sum(0) >= 3)
+    within = neighbors[sampled][:, sampled]
+    expected = seen[select_genes(counts[sampled][:, seen], 25, within)]
+    np.testing.assert_array_equal(np.flatnonzero(genes), expected)
+    _, alone, _ = normalize(counts, PreprocessConfig(n_top_genes=25), order=order)
+    assert not np.array_equal(alone, genes)
+
+
+@pytest.mark.parametrize("n_spots", [20_000, 20_100, 50_000])
+def test_size_of_the_sample(n_spots):
+    """At most 20,000 spots, in at most 40 stretches that reach from the first spot to the last."""
+    sampled = survey(CountRows(sparse.csr_matrix(np.ones((n_spots, 2), np.float32)))).sampled
+    stretches = np.split(sampled, np.flatnonzero(np.diff(sampled) > 1) + 1)
+    assert (sampled[0], sampled[-1]) == (0, n_spots - 1)
+    if n_spots == 50_000:
+        assert [len(stretch) for stretch in stretches] == [500] * 40
+    else:
+        assert len(stretches) <= 40 and 19_000 < len(sampled) <= 20_000
 
 
 def test_counts_stored_by_genes_on_disk_are_refused(counts, tmp_path):
@@ -187,7 +222,7 @@ def test_corrupt_counts_on_disk_are_named(counts, tmp_path):
 
 def test_features_are_principal_components(counts):
     preparation = prepare(counts, all_genes(n_components=5, normalization="published"))
-    normalized, _ = normalize(counts, all_genes(normalization="published"))
+    normalized, _, _ = normalize(counts, all_genes(normalization="published"))
     dense = normalized[:].toarray()
     dense = (dense - dense.mean(0)) / dense.std(0, ddof=1)
     values = np.linalg.svd(dense, compute_uv=False)[:5]
@@ -247,12 +282,12 @@ def test_published_recipe_against_scanpy(counts):
     sc.pp.filter_genes(adata, min_cells=3)
     sc.pp.normalize_total(adata, target_sum=1, exclude_highly_expressed=True)
     sc.pp.log1p(adata)
-    normalized, _ = normalize(counts, PRESETS["published"].preprocess)
+    normalized, _, _ = normalize(counts, PRESETS["published"].preprocess)
     np.testing.assert_allclose(normalized[:].toarray(), adata.X.toarray(), rtol=1e-5, atol=1e-7)
     sc.pp.scale(adata)
     sc.pp.pca(adata, n_comps=20, svd_solver="full")
     ours = prepare(counts, PreprocessConfig(
-        n_top_genes=None, depth_floor=0.0, normalization="published", n_components=20
+        n_top_genes=None, normalization="published", n_components=20
     )).features  # fmt: skip
     theirs = adata.obsm["X_pca"]
     signs = np.sign((ours * theirs).sum(0))

@@ -1,5 +1,6 @@
 """Functions on AnnData: what is read, what is written, what is refused."""
 
+import dataclasses
 import subprocess
 import sys
 import warnings
@@ -105,8 +106,113 @@ def test_record_has_the_effective_settings(section, done):
     automatic = section.copy()
     amilst.identify_domains(automatic, K, epochs=1, n_init=2)
     train = automatic.uns["amilst"]["config"]["train"]
-    assert train["n_networks"] == 8 and train["batch_size"] == 40_000
-    assert automatic.obsm["X_amilst_latent"].shape == (300, 8 * 28)
+    assert train["n_networks"] == 1 and train["batch_size"] == 40_000
+    assert automatic.obsm["X_amilst_latent"].shape == (300, 28)
+
+
+def test_decisions_from_held_out_data_are_recorded(section, tmp_path):
+    adata = section.copy()
+    amilst.identify_domains(adata, K, **QUICK)
+    adata.write_h5ad(tmp_path / "section.h5ad")
+    record = ad.read_h5ad(tmp_path / "section.h5ad").uns["amilst"]
+    shrinkage, network = record["shrinkage"], record["network_share"]
+    assert shrinkage["log_likelihood"].shape == (len(shrinkage["columns"]), len(shrinkage["shares"]))
+    assert len(network["deviance"]) == len(network["shares"]) and network["raw_deviance"] > 0
+    assert record["config"]["cluster"]["network_share"] == network["share"]
+    assert record["seconds"]["network share"] > 0
+    assert amilst.plot.shrinkage_curve(shrinkage).axes
+    amilst.identify_domains(adata, K, network_share=0.25, method="kmeans", **QUICK)
+    given = adata.uns["amilst"]
+    assert given["config"]["cluster"]["network_share"] == 0.25
+    assert given["network_share"] == {} == given["shrinkage"]
+    with pytest.raises(InputError, match="evidence"):
+        amilst.plot.shrinkage_curve(given["shrinkage"])
+
+
+def test_depth_of_the_counts_reaches_the_filter(section, monkeypatch):
+    from amilst_lite import estimator
+
+    seen = []
+    original = estimator.denoise
+
+    def recording(*args, **options):
+        seen.append(options)
+        return original(*args, **options)
+
+    monkeypatch.setattr(estimator, "denoise", recording)
+    amilst.identify_domains(section.copy(), K, depth_floor=0.7, **QUICK)
+    ((options),) = seen
+    assert options["depth_floor"] == 0.7
+    totals = np.sort(np.asarray(section.X.sum(1)).ravel())
+    np.testing.assert_allclose(np.sort(options["depth"].numpy()), totals)
+
+
+def test_record_has_the_evidence(done, tmp_path):
+    record = done.uns["amilst"]
+    shrinkage, share = record["shrinkage"], record["network_share"]
+    assert shrinkage["log_likelihood"].shape == shrinkage["weights"].shape == (3, len(shrinkage["shares"]))
+    half, two_thirds, n_axes = shrinkage["columns"]
+    assert half == round(n_axes / 2) and two_thirds == round(2 * n_axes / 3) and n_axes <= 30
+    assert set(share) == {"share", "shares", "deviance", "raw_deviance", "error"}
+    assert record["config"]["cluster"]["network_share"] == share["share"]
+    assert record["config"]["cluster"]["shrinkage"] == "none"
+    seconds = record["seconds"]
+    assert seconds["network share"] > 0
+    assert sum(value for name, value in seconds.items() if name != "total") <= seconds["total"]
+    done.write_h5ad(tmp_path / "a.h5ad")
+    back = ad.read_h5ad(tmp_path / "a.h5ad").uns["amilst"]
+    for name in ("shrinkage", "network_share", "seconds", "selection"):
+        assert_same(back[name], record[name])
+
+
+def test_share_of_the_network_is_decided_by_the_counts(section, monkeypatch):
+    decided = pipeline.network_share
+    calls = []
+
+    def clear_improvement(counts, graph, config, **options):
+        calls.append(counts)
+        return dataclasses.replace(decided(counts, graph, config, **options), share=0.25)
+
+    monkeypatch.setattr(pipeline, "network_share", clear_improvement)
+    by_counts, given = run(section.copy()), run(section.copy(), network_share=0.25)
+    assert len(calls) == 1 and (calls[0] != section.X).nnz == 0
+    assert by_counts.uns["amilst"]["config"]["cluster"]["network_share"] == 0.25
+    assert by_counts.uns["amilst"]["network_share"]["share"] == 0.25
+    np.testing.assert_array_equal(by_counts.obsm["X_amilst"], given.obsm["X_amilst"])
+    assert given.uns["amilst"]["network_share"] == {}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"use_rep": "mine"}, {"network_share": 0.1}, {"cluster_on": "latent"}, {"preset": "published"}],
+)
+def test_share_of_the_network_is_not_decided_where_it_is_given_or_not_used(section, monkeypatch, options):
+    monkeypatch.setattr(pipeline, "network_share", lambda *_, **__: pytest.fail("the share was decided"))
+    adata = section.copy()
+    adata.obsm["mine"] = np.random.default_rng(0).normal(size=(300, 6))
+    run(adata, method="kmeans", n_networks=1, **options)
+    record = adata.uns["amilst"]
+    assert record["network_share"] == record["shrinkage"] == {}
+    assert record["config"]["cluster"]["network_share"] == options.get("network_share", 0.0)
+
+
+@pytest.mark.parametrize("use_rep", [None, "mine"])
+def test_depth_is_the_total_of_the_counts(section, monkeypatch, use_rep):
+    depths = []
+    original = pipeline.AMILST.fit
+
+    def recording(self, X, *, depth=None, **options):
+        depths.append(depth)
+        return original(self, X, depth=depth, **options)
+
+    monkeypatch.setattr(pipeline.AMILST, "fit", recording)
+    adata = section.copy()
+    adata.obsm["mine"] = np.random.default_rng(0).normal(size=(300, 6))
+    run(adata, use_rep=use_rep)
+    if use_rep is None:
+        np.testing.assert_array_equal(depths[0], np.asarray(section.X.sum(1)).ravel())
+    else:
+        assert depths == [None]
 
 
 def test_colors_follow_the_convention_of_scanpy(done):
@@ -476,7 +582,10 @@ def test_number_of_domains_is_chosen_if_not_given(section, tmp_path):
     amilst.identify_domains(adata, **{**QUICK, "n_init": 4})
     record = adata.uns["amilst"]
     assert adata.obs["amilst_domain"].nunique() == record["n_domains"]
-    assert list(record["selection"]["n_domains"]) == list(range(2, 16))
+    tried = list(record["selection"]["n_domains"])
+    assert tried == list(range(2, 2 + len(tried))) and record["n_domains"] in tried
     amilst.write_results(adata, tmp_path)
     assert (tmp_path / "selection.png").stat().st_size > 1000
-    assert ad.read_h5ad(tmp_path / "result.h5ad").uns["amilst"]["selection"]["stability"].shape == (14,)
+    assert ad.read_h5ad(tmp_path / "result.h5ad").uns["amilst"]["selection"]["log_likelihood"].shape == (
+        len(tried),
+    )

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from amilst_lite import plot
+from amilst_lite.cluster.shrinkage import Evidence
 from amilst_lite.errors import AmilstWarning, InputError, MissingExtraError, MissingKeyError
 from amilst_lite.metrics import adjusted_rand_index
 from amilst_lite.simulate import simulate_tissue
@@ -569,6 +570,48 @@ def test_losses_panels(tmp_path):
     for nothing in ({}, {"epoch": [1]}, {"links": []}, {"links": [float("nan")]}):
         with pytest.raises(InputError, match="at least one finite loss"):
             plot.losses(nothing)
+
+
+def test_selection_curve():
+    table = {"n_domains": [2, 3, 5], "log_likelihood": [-9.0, -4.0, -4.5], "agreement": [0.5, 0.9, 0.7]}
+    axis = plot.selection_curve(table, 3).axes[0]
+    curve, chosen = axis.lines
+    np.testing.assert_array_equal(curve.get_xydata(), [[2, -9], [3, -4], [5, -4.5]])
+    assert set(chosen.get_xdata()) == {3} and axis.get_legend().get_texts()[0].get_text() == "chosen: 3"
+    assert "held-out" in axis.get_ylabel()
+
+
+def evidence(**changes):
+    values = {
+        "columns": np.array([4, 8]),
+        "shares": np.array([0.01, 0.1, 0.9]),
+        "log_likelihood": np.array([[-7.0, -5.0, -5.5], [np.nan, -3.0, -8.0]]),
+        "weights": np.array([[0, 0.4, 0.2], [0, 0.4, 0]]),
+        "agreement": np.array([0.8, 0.7]),
+        "temperature": 2.0,
+    }
+    return values | changes
+
+
+@pytest.mark.parametrize("form", [dict, lambda values: Evidence(**values)], ids=["mapping", "Evidence"])
+def test_shrinkage_curve(form):
+    axis = plot.shrinkage_curve(form(evidence())).axes[0]
+    labels = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert labels == ["4 principal axes", "8 principal axes"] and axis.get_xscale() == "log"
+    for lines, relative, used in zip(
+        (axis.lines[:3], axis.lines[3:]), ([-2, 0, -0.5], [np.nan, 0, -5]), ([1, 2], [1]), strict=True
+    ):
+        curve, filled, hollow = lines
+        np.testing.assert_array_equal(curve.get_ydata(), relative)
+        np.testing.assert_array_equal(filled.get_xdata(), np.array([0.01, 0.1, 0.9])[used])
+        assert filled.get_fillstyle() == "full" and hollow.get_fillstyle() == "none"
+        assert len(hollow.get_xdata()) == 3 - len(used)
+
+
+@pytest.mark.parametrize("nothing", [None, {}, evidence(shares=np.array([0.3]))])
+def test_shrinkage_curve_without_a_comparison(nothing):
+    with pytest.raises(InputError, match="chose its shrinkage; found none"):
+        plot.shrinkage_curve(nothing)
 
 
 def test_umap_parameters_and_points(monkeypatch):

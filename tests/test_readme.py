@@ -159,6 +159,7 @@ def test_array_interface_runs_as_written():
     _, _, toolkit = blocks("python")
     section = amilst.simulate_section(240, 60, 7, seed=0)
     names = {"X": amilst.PCA(10).fit_transform(section.X), "coordinates": section.obsm["spatial"]}
+    names["depth"] = np.asarray(section.X.sum(axis=1)).ravel()
     exec(toolkit, names)
     assert names["embedding"].shape == names["X"].shape
     assert len(names["labels"]) == len(names["X"])

@@ -12,7 +12,6 @@ from amilst_lite.config import Config
 from amilst_lite.errors import AmilstError, InsufficientMemoryError
 from amilst_lite.pipeline import estimate_run, simulate_section
 from amilst_lite.resources import check_memory, estimate
-from amilst_lite.train.batches import default_n_networks
 
 CPU = torch.device("cpu")
 
@@ -46,7 +45,7 @@ def test_memory_agrees_with_the_benchmark(n_spots, n_entries, measured_mib):
 def test_number_of_networks_and_batch_size_are_the_effective_ones():
     n_spots = 30_000
     chosen = estimate(n_spots, 10**6, n_domains=7)
-    explicit = Config().replace(n_networks=default_n_networks(n_spots))
+    explicit = Config().replace(n_networks=1)
     assert chosen == estimate(n_spots, 10**6, explicit, n_domains=7)
     more = estimate(n_spots, 10**6, Config().replace(n_networks=8), n_domains=7)
     assert more.ram_bytes > chosen.ram_bytes

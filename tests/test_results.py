@@ -52,6 +52,13 @@ def test_files_and_record(done, tmp_path):
     assert record["scores"]["domain"]["ari"] == pytest.approx(summary["scores"]["domain"]["ari"])
     assert record["scores"]["domain"] == amilst.score(done, "ground_truth")
     assert {"config", "versions", "device", "seconds", "peak_memory", "estimate"} <= set(record)
+    assert record["selection"] == {}
+    for name in ("shrinkage", "network_share"):
+        found = done.uns["amilst"][name]
+        assert set(record[name]) == set(found)
+        for key, value in found.items():
+            written = np.array(record[name][key], dtype=float)
+            np.testing.assert_allclose(written, value, err_msg=key)
     assert record["input"] == "here" and record["seed"] == 0
     assert record["sample_key"] is None and record["warnings"] == record["left_out"] == []
     assert set(record["files"]) == ALL
@@ -85,13 +92,25 @@ def test_result_of_a_gpu_is_written_on_any_machine(done, tmp_path):
 
 def test_undefined_numbers_become_null(done, tmp_path):
     adata = done.copy()
-    table = {"n_domains": [2, 3], "stability": [np.nan, 0.5], "stability_error": [0.1, 0.1]}
+    table = {"n_domains": [2, 3], "log_likelihood": [np.nan, -0.5]}
     adata.uns["amilst"]["selection"] = {name: np.array(column) for name, column in table.items()}
     adata.obs["amilst_domain"] = pd.Categorical(["1"] * 200)  # one domain has no silhouette
     amilst.write_results(adata, tmp_path)
     record = read_record(tmp_path)
     assert record["scores"]["domain"]["silhouette"] is None
-    assert record["selection"]["stability"] == [None, 0.5]
+    assert record["selection"]["log_likelihood"] == [None, -0.5]
+    found = np.array(record["shrinkage"]["log_likelihood"], dtype=float)
+    np.testing.assert_array_equal(found, adata.uns["amilst"]["shrinkage"]["log_likelihood"])
+    assert np.isnan(found).any()  # shares that were not tried
+
+
+def test_records_of_earlier_versions_are_written(done, tmp_path):
+    adata = done.copy()
+    for name in ("shrinkage", "network_share"):
+        del adata.uns["amilst"][name]
+    amilst.write_results(adata, tmp_path)
+    record = read_record(tmp_path)
+    assert record["shrinkage"] == record["network_share"] == {} and record["left_out"] == []
 
 
 def test_json_of_every_type(tmp_path):

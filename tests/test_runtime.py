@@ -75,8 +75,8 @@ def test_small_work_gets_one_thread_and_the_number_comes_back():
 
 
 def test_stages_have_different_seeds():
-    seeds = [runtime.stage_seed(0, stage) for stage in ("filter", "train", "cluster", "prepare")]
-    assert len(set(seeds)) == 4
+    seeds = [runtime.stage_seed(0, stage) for stage in ("filter", "train", "cluster", "prepare", "share")]
+    assert len(set(seeds)) == 5
     assert runtime.stage_seed(0, "train") == seeds[1]
 
 

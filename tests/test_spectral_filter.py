@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from amilst_lite.errors import InputError
+from amilst_lite.errors import AmilstWarning, InputError
 from amilst_lite.nn.sparse import SymmetricAdjacency
 from amilst_lite.spatial import SpatialGraph
 from amilst_lite.spatial.spectral_filter import (
     _apply,
     _chebyshev_moments,
     denoise,
+    fill_low_depth,
     standardize,
     wiener_filter,
 )
@@ -130,3 +131,129 @@ def test_mismatched_features_are_refused(adjacency):
         wiener_filter(noise()[:-1], adjacency)
     with pytest.raises(InputError, match="same features"):
         denoise(torch.ones(N, 3), adjacency, 0.1)
+
+
+def dense_adjacency(adjacency):
+    degrees = 1 / adjacency.coo.to_dense().diagonal()
+    A = (adjacency.coo.to_dense() != 0).double()
+    A.fill_diagonal_(0)
+    assert torch.equal(A.sum(1) + 1, degrees.double().round())
+    return A
+
+
+def test_low_depth_rows_are_averaged_with_their_neighbors(adjacency):
+    A = dense_adjacency(adjacency)
+    rng = np.random.default_rng(0)
+    depth = torch.from_numpy(rng.uniform(80, 120, N))
+    low = rng.permutation(N)[: N // 5]
+    depth[low] = torch.from_numpy(rng.uniform(0, 30, len(low)))
+    depth[low[0]] = 0.0
+    X = torch.from_numpy(rng.normal(size=(N, 3)).astype(np.float32))
+    floor = 0.5 * float(depth[depth > 0].float().median())
+    expected = X.double().clone()
+    for i in np.flatnonzero(depth.numpy() < floor):
+        weights = A[i] * depth
+        mean = weights @ X.double() / weights.sum()
+        own = depth[i] / floor
+        expected[i] = own * X[i].double() + (1 - own) * mean
+    found = fill_low_depth(depth, adjacency, 0.5)(X)
+    torch.testing.assert_close(found, expected.float(), rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(found, X)
+    # without low-depth spots nothing changes
+    same = fill_low_depth(torch.ones(N), adjacency, 0.5)(X)
+    torch.testing.assert_close(same, X)
+
+
+def test_spots_that_can_receive_nothing_keep_their_rows():
+    """Low depth, but without neighbors, or with neighbors that have no counts either."""
+    rng = np.random.default_rng(1)
+    points = np.concatenate([rng.random((60, 2)), [[50.0, 50.0]], 90 + rng.random((8, 2))])
+    with pytest.warns(AmilstWarning):
+        graph = SpatialGraph.from_coordinates(points, radius=2.0)
+    dense = SymmetricAdjacency(graph.adjacency())
+    depth = torch.full((69,), 100.0)
+    alone, far = graph.rank[60], graph.rank[61:]
+    depth[alone] = 3.7
+    depth[far] = 0.0
+    depth[far[0]] = 7.3  # its neighbors have none
+    depth[graph.rank[0]] = 0.0
+    X = torch.from_numpy(rng.normal(size=(69, 3)).astype(np.float32)) + 5
+    found = fill_low_depth(depth, dense, 0.5)(X)
+    torch.testing.assert_close(found[alone], X[alone], rtol=0, atol=0)
+    torch.testing.assert_close(found[far[0]], X[far[0]], rtol=0, atol=0)
+    # those around it have only its counts to receive, one without any counts its neighbors' mean
+    torch.testing.assert_close(found[far[1:]], X[far[0]].expand(7, 3), rtol=1e-3, atol=1e-3)
+    others = graph.rank[1:60]
+    torch.testing.assert_close(found[graph.rank[0]], X[others].mean(0), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found[others], X[others], rtol=0, atol=0)
+    nothing = fill_low_depth(torch.zeros(69), dense, 0.5)(X)
+    torch.testing.assert_close(nothing, X, rtol=0, atol=0)
+
+
+def test_rounding_is_not_received_from_neighbors_without_counts(adjacency):
+    """The sum over the neighbors is the difference of two numbers, which may not vanish exactly."""
+    A = dense_adjacency(adjacency)
+    X = noise(3)
+    for spot in range(0, N, 30):
+        depth = torch.full((N,), 100.0)
+        depth[A[spot] > 0] = 0.0
+        depth[spot] = 7.3
+        found = fill_low_depth(depth, adjacency, 0.5)(X)
+        torch.testing.assert_close(found[spot], X[spot], rtol=0, atol=0)
+
+
+def test_averaged_noise_is_not_taken_for_signal(adjacency):
+    rng = np.random.default_rng(0)
+    depth = torch.from_numpy(np.where(rng.random(N) < 0.4, 10.0, 100.0))
+    fill = fill_low_depth(depth, adjacency, 0.9)
+    averaged = fill(noise(40))
+    kept, known = wiener_filter(averaged, adjacency, averaged=fill)
+    kept_as_white, unknown = wiener_filter(averaged, adjacency)
+    assert known.mean() < 0.1 and unknown.mean() > 3 * known.mean()
+    assert kept.var(0).mean() < 0.3 * kept_as_white.var(0).mean()
+
+
+def test_signal_is_kept_where_noise_was_averaged(adjacency, spectrum):
+    _values, vectors, root = spectrum
+    generator = torch.Generator().manual_seed(2)
+    weights = torch.randn(10, 4, generator=generator, dtype=torch.float64)
+    clean = (vectors[:, -11:-1] @ weights) / root[:, None]
+    clean = clean / clean.std(0)
+    depth = torch.from_numpy(np.where(np.random.default_rng(0).random(N) < 0.4, 10.0, 100.0))
+    fill = fill_low_depth(depth, adjacency, 0.9)
+    noisy = fill((clean + 0.7 * torch.randn(N, 4, generator=generator, dtype=torch.float64)).float())
+    filtered, gain = wiener_filter(noisy, adjacency, averaged=fill)
+    before, after = ((x.double() - clean).square().mean(0) for x in (noisy, filtered))
+    assert (after < 0.25 * before).all()
+    assert (filtered.var(0) > 0.85).all()
+    # signal of variance 1 and the noise that the averaging has left
+    left = fill(0.7 * noise(200, seed=5)).var(0).mean()
+    np.testing.assert_allclose(gain, 1 / (1 + left), atol=0.1)
+
+
+def test_averaged_by_nothing_is_white(adjacency):
+    features = noise(3).cumsum(0)
+    plain, gain = wiener_filter(features, adjacency)
+    same, same_gain = wiener_filter(features, adjacency, averaged=lambda columns: columns)
+    assert torch.equal(plain, same) and np.array_equal(gain, same_gain)
+
+
+def test_denoise_averages_low_depth_spots_first(adjacency):
+    rng = np.random.default_rng(1)
+    depth = torch.from_numpy(np.where(rng.random(N) < 0.3, 1.0, 100.0))
+    X = torch.from_numpy(rng.normal(size=(N, 4)).astype(np.float32))
+    expected = standardize(fill_low_depth(depth, adjacency, 0.5)(standardize(X)))
+    torch.testing.assert_close(denoise(X, adjacency, None, depth=depth, depth_floor=0.5), expected)
+    torch.testing.assert_close(denoise(X, adjacency, None, depth=depth, depth_floor=0.0), standardize(X))
+
+
+def test_denoise_tells_the_filter_of_the_averaging(adjacency):
+    depth = torch.from_numpy(np.where(np.random.default_rng(1).random(N) < 0.4, 1.0, 100.0))
+    X = noise(4).cumsum(0)
+    fill = fill_low_depth(depth, adjacency, 0.5)
+    averaged = fill(standardize(X))
+    expected = standardize(wiener_filter(averaged, adjacency, seed=3, averaged=fill)[0])
+    as_white = standardize(wiener_filter(averaged, adjacency, seed=3)[0])
+    found = denoise(X, adjacency, 0.1, depth=depth, depth_floor=0.5, seed=3)
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, as_white, atol=1e-3)

@@ -16,7 +16,7 @@ from amilst_lite.nn.model import (
     PriorDiscriminator,
 )
 from amilst_lite.spatial.graph import SpatialGraph
-from amilst_lite.train import TRAINERS, PublishedTrainer, Trainer, default_n_networks
+from amilst_lite.train import TRAINERS, PublishedTrainer, Trainer
 
 N, C = 150, 10
 SMALL = NetworkConfig(feature_widths=(16, 6), graph_hidden=8, graph_latent=4)
@@ -231,11 +231,10 @@ def test_recipes_build_what_they_name(section):
     assert any(parameter is other.centers for parameter in trained)
 
 
-def test_number_of_networks_follows_from_the_number_of_spots():
-    assert [default_n_networks(n) for n in (100, 2500, 5000, 20_000, 10**7)] == [8, 8, 4, 1, 1]
+def test_number_of_networks_is_the_setting():
     features = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
     graph = SpatialGraph.from_coordinates(np.random.default_rng(0).random((30, 2)), n_neighbors=4)
-    assert Trainer(features, graph, config=short(n_networks=None)).n_networks == 8
+    assert Trainer(features, graph, config=TrainConfig(epochs=2)).n_networks == 1
     assert Trainer(features, graph, config=short(n_networks=3)).n_networks == 3
 
 

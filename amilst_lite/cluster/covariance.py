@@ -196,8 +196,10 @@ class Setting:
     def __post_init__(self) -> None:
         forward, backward = torch.from_numpy(self.scale.forward), torch.from_numpy(self.scale.backward)
         # in working coordinates: the unit sphere of the data, and the metric of their variance
-        self.sphere = forward.T @ forward
         self.metric = backward @ backward.T
+        complete = forward.shape[0] == forward.shape[1]
+        # where directions are omitted, forward also measures what lies in them
+        self.sphere = forward.T @ forward if complete else torch.linalg.inv(self.metric)
 
     @property
     def d(self) -> int:

@@ -12,13 +12,10 @@ from ..config import ClusterConfig
 from ..errors import AmilstWarning, InputError
 from .kmeans import KMeans
 from .leiden import leiden, neighbor_graph, neighbor_vote
-from .mixture import GaussianMixture
+from .shrinkage import Evidence, fit_average
 
 __all__ = ["Domains", "find_domains"]
 
-_TEMPERATURE = 5.0
-"""Divides the log odds of the mixture's posterior. A mixture treats the columns as independent evidence, which
-spatially filtered expression is not: its own log odds are overconfident."""
 _NEIGHBORS = 20
 """Neighbors of each spot in the embedding, for Leiden and for the probabilities of k-means and Leiden."""
 
@@ -32,13 +29,15 @@ class Domains:
     labels : ndarray of int64, (N,)
         0..K-1, the largest domain first.
     probabilities : ndarray of float32, (N, K)
-        Rows sum to one. For the mixture, the posterior with its log odds divided by a temperature of 5. For
-        k-means and Leiden, which have no posterior, the share of each domain among the spot and its 20
-        nearest neighbors in the embedding.
+        Rows sum to one. For the mixture, see `MixtureAverage`. For k-means and Leiden, which have no
+        posterior, the share of each domain among the spot and its 20 nearest neighbors in the embedding.
+    evidence : Evidence or None
+        For the mixture, how the shrinkage of its covariance was chosen.
     """
 
     labels: np.ndarray
     probabilities: np.ndarray
+    evidence: Evidence | None = None
 
     @property
     def confidence(self) -> np.ndarray:
@@ -59,7 +58,8 @@ def find_domains(
     Parameters
     ----------
     embedding : ndarray or Tensor, (N, C), float32
-        One row per spot.
+        One row per spot, in an order in which neighbors in space are near each other (``SpatialGraph.order``):
+        the mixture holds out blocks of consecutive rows.
     n_domains : int
         K, >= 2.
     config : ClusterConfig
@@ -96,23 +96,21 @@ def find_domains(
             f"Expected at least n_domains={n_domains} distinct rows in the embedding; found {n_distinct}. "
             f"Set n_domains (--n-domains) to at most {n_distinct}."
         )
+    evidence = None
+    if isinstance(embedding, torch.Tensor):
+        embedding = embedding.cpu().numpy()
     if config.method == "gmm":
-        mixture = GaussianMixture(
+        average = fit_average(
+            embedding,
             n_domains,
             covariance_type=config.covariance_type,
+            shrinkage=config.shrinkage,
             n_init=config.n_init,
-            covariance_prior=config.covariance_prior,
-            random_state=seed,
+            seed=seed,
             device=device,
         )
-        with warnings.catch_warnings():
-            # the warning about empty domains is given below, for all methods
-            warnings.simplefilter("ignore", AmilstWarning)
-            labels = mixture.fit_predict(embedding)
-        probabilities = _flattened(mixture.predict_proba(embedding))
+        labels, probabilities, evidence = average.labels, average.probabilities, average.evidence
     else:
-        if isinstance(embedding, torch.Tensor):
-            embedding = embedding.cpu().numpy()
         graph = neighbor_graph(embedding, _NEIGHBORS, seed)
         if config.method == "leiden":
             labels = leiden(graph, n_domains, embedding, seed)
@@ -129,11 +127,4 @@ def find_domains(
             stacklevel=2,
         )
     by_size = np.argsort(-sizes, kind="stable")
-    return Domains(np.argsort(by_size)[labels], probabilities[:, by_size])
-
-
-def _flattened(posterior: np.ndarray) -> np.ndarray:
-    """The posterior (N, K) with its log odds divided by the temperature; float32. Overwrites its argument."""
-    np.power(posterior, 1.0 / _TEMPERATURE, out=posterior)
-    posterior /= posterior.sum(1, keepdims=True)
-    return posterior.astype(np.float32)
+    return Domains(np.argsort(by_size)[labels], probabilities[:, by_size], evidence)

@@ -163,7 +163,7 @@ def lloyd(
         has_empty, keeps_moving = torch.stack([(counts == 0).any(1), moving]).tolist()
         for place in np.flatnonzero(has_empty):
             # the center of an empty cluster moves to the row farthest from its own center
-            empty = torch.nonzero(counts[place] == 0).flatten()
+            empty = torch.nonzero(counts[place] == 0).flatten()[: len(X)]
             moved[place, empty] = X[torch.topk(distances[place] + squares, len(empty)).indices]
             keeps_moving[place] = bool((moved[place] - current[place]).square().sum() > tol)
         # rounding can give less than zero where all rows coincide with their centers

@@ -172,7 +172,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         generator = make_generator(seed)
         with block_threads():
             responsibilities = None if init is None else self._check_init(init, n)
-            rows, setting = self._to_working(matrix, model, device)
+            rows, setting = self.to_working(matrix, model, device)
             if responsibilities is None:
                 starts, tol = self._search(matrix, rows, setting, generator)
             else:
@@ -222,16 +222,17 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         )
         return self._set_fitted(fits, setting, matrix)
 
-    def _to_working(self, matrix: torch.Tensor, model: str, device: torch.device) -> tuple[Rows, Setting]:
+    def to_working(self, matrix: torch.Tensor, model: str, device: torch.device) -> tuple[Rows, Setting]:
         """The rows in the model's working scale, and the constants of EM."""
         mean, variance = column_moments(matrix)
         total = scatter(matrix, mean) / len(matrix) if model in ("tied", "full") else torch.diag(variance)
         scale = WorkingScale.of(mean.cpu().numpy(), total.cpu().numpy(), model)
         base = torch.ones(1 + scale.forward.shape[1], len(matrix), dtype=torch.float32, device=device)
         affine(matrix, mean, torch.from_numpy(scale.forward), out=base[1:].T)
-        return Rows(base, model), self._setting(base, model, scale)
+        return Rows(base, model), self.setting(base, model, scale)
 
-    def _setting(self, base: torch.Tensor, model: str, scale: WorkingScale) -> Setting:
+    def setting(self, base: torch.Tensor, model: str, scale: WorkingScale) -> Setting:
+        """The constants of EM for rows in the working scale."""
         working = base[1:].T
         second = scatter(working, working.new_zeros(working.shape[1])).cpu()
         return Setting(model, len(working), second, self.reg_covar, self.covariance_prior, scale)
@@ -248,7 +249,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
             chosen = torch.randperm(rows.n, generator=generator)[:size].sort().values
             matrix = matrix[chosen.to(matrix.device)]
             rows = Rows(rows.base[:, chosen.to(rows.base.device)], rows.model)
-            setting = self._setting(rows.base, rows.model, setting.scale)
+            setting = self.setting(rows.base, rows.model, setting.scale)
         setting = _for_dtype(setting, torch.float32)
         # one component has a single optimum
         n_init = 1 if self.n_components == 1 or self.init_params == "agglomeration" else self.n_init
@@ -264,7 +265,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         for steps, share in (*_RUNS, (self.max_iter, 1)):
             if left > 0:
                 steps = min(steps, left)
-                fits = _em(
+                fits = em(
                     rows, parameters[candidates], setting, steps, tol[candidates], torch.float32, generator
                 )
                 parameters[candidates] = fits.parameters
@@ -296,7 +297,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
             runs.insert(0, (torch.float32, self.max_iter - 1))
         steps = 0
         for dtype, limit in runs:
-            fits = _em(rows, start, _for_dtype(setting, dtype), limit - steps, tol, dtype, generator)
+            fits = em(rows, start, _for_dtype(setting, dtype), limit - steps, tol, dtype, generator)
             start, steps = fits.parameters, steps + int(fits.steps[0])
         fits.steps[0] = steps
         return fits
@@ -435,7 +436,7 @@ class _Fits:
     converged: torch.Tensor
 
 
-def _em(
+def em(
     rows: Rows,
     start: Parameters,
     setting: Setting,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -33,11 +35,24 @@ def kmeans_labels(
         On ``device``.
     """
     rotated, variances = principal_axes(X)
+    return short_kmeans(
+        [rotated / variances**power for power in (0.0, 0.5, 0.25)], n_components, n_runs, device, generator
+    )
+
+
+def short_kmeans(
+    spaces: Sequence[np.ndarray],
+    n_components: int,
+    n_runs: int,
+    device: torch.device,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Labels of short k-means runs that alternate between versions of the same rows: (n_runs, n), int32."""
     labels = []
-    for place, power in enumerate((0.0, 0.5, 0.25)):
-        runs = len(range(place, n_runs, 3))
+    for place, rows in enumerate(spaces):
+        runs = len(range(place, n_runs, len(spaces)))
         if runs:
-            space = torch.from_numpy(rotated / variances**power).to(torch.float32).to(device)
+            space = torch.from_numpy(rows).to(torch.float32).to(device)
             centers = plus_plus(space, n_components, runs, generator)
             centers, inertia, _ = lloyd(space, centers, max_iter=10, tol=0.0)
             if place == 0 and n_runs < 5:  # with so few runs, one is improved

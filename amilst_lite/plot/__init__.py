@@ -9,7 +9,7 @@ begin with an underscore appear in legends.
 """
 
 from .colors import domain_colors, palette, stored_colors
-from .curves import losses, selection_curve
+from .curves import losses, selection_curve, shrinkage_curve
 from .embedding import umap
 from .figure import save
 from .sections import domains, draw_domains
@@ -22,6 +22,7 @@ __all__ = [
     "palette",
     "save",
     "selection_curve",
+    "shrinkage_curve",
     "stored_colors",
     "umap",
 ]

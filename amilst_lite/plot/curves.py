@@ -1,10 +1,10 @@
-"""Curves: losses over the epochs, stability against the number of domains."""
+"""Curves: losses over the epochs, and the likelihood of held-out blocks by which K and the shrinkage are chosen."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,7 +16,7 @@ from .figure import INK, new_figure, set_title
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["losses", "selection_curve"]
+__all__ = ["losses", "selection_curve", "shrinkage_curve"]
 
 
 def losses(history: Mapping[str, ArrayLike]) -> Figure:
@@ -67,13 +67,12 @@ def losses(history: Mapping[str, ArrayLike]) -> Figure:
 
 
 def selection_curve(table: Mapping[str, ArrayLike], chosen: int) -> Figure:
-    """Draw the stability of the labels against the number of domains and mark the chosen number.
+    """Draw the held-out likelihood against the number of domains and mark the chosen number.
 
     Parameters
     ----------
     table : mapping
-        Columns ``n_domains``, ``stability`` and ``stability_error``, as in
-        `amilst_lite.cluster.Selection`.
+        Columns ``n_domains`` and ``log_likelihood``, as in `amilst_lite.cluster.Selection`.
     chosen : int
         The number of domains chosen.
 
@@ -86,16 +85,67 @@ def selection_curve(table: Mapping[str, ArrayLike], chosen: int) -> Figure:
     MissingExtraError
         matplotlib is not installed.
     """
-    k, stability, error = (
-        np.asarray(table[name], dtype=float) for name in ("n_domains", "stability", "stability_error")
-    )
-    figure = new_figure(5.0, 3.2)
-    axis = figure.subplots()
-    axis.errorbar(k, stability, yerr=error, color=OKABE_ITO[0], marker="o", markersize=4, capsize=2)
+    k, likelihood = (np.asarray(table[name], dtype=float) for name in ("n_domains", "log_likelihood"))
+    figure, axis = _likelihood_axis()
+    axis.plot(k, likelihood, color=OKABE_ITO[0], marker="o", markersize=4)
     axis.axvline(chosen, color=OKABE_ITO[5], linestyle=":", label=f"chosen: {chosen}")
     axis.set_xlabel("number of domains", fontsize=9, color=INK)
-    axis.set_ylabel("stability (adjusted mutual information)", fontsize=9, color=INK)
     axis.set_xticks(k)
-    axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=9)
     return figure
+
+
+def shrinkage_curve(evidence: Any) -> Figure:
+    """Draw how well mixtures describe held-out blocks, by how far their covariance is shrunken.
+
+    Parameters
+    ----------
+    evidence : Evidence, mapping or None
+        ``evidence_`` of a fitted `AMILST`, or ``adata.uns["amilst"]["shrinkage"]``.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        One curve for each number of principal axes, relative to its best value; filled markers are the fits that
+        were averaged.
+
+    Raises
+    ------
+    InputError
+        Nothing was compared: the shrinkage was given, or the clustering was not a mixture.
+    MissingExtraError
+        matplotlib is not installed.
+    """
+    values = evidence if isinstance(evidence, Mapping) else vars(evidence) if evidence is not None else {}
+    shares = np.asarray(values.get("shares", ()), dtype=float)
+    if len(shares) < 2:
+        raise InputError(
+            "expected the evidence of a run that chose its shrinkage; found none. Run with method='gmm' and "
+            "without the setting shrinkage."
+        )
+    figure, axis = _likelihood_axis()
+    for color, width, likelihood, weights in zip(
+        OKABE_ITO,
+        np.asarray(values["columns"]),
+        np.asarray(values["log_likelihood"]),
+        np.asarray(values["weights"]),
+        strict=False,
+    ):
+        relative = likelihood - np.nanmax(likelihood)
+        axis.plot(shares, relative, color=color, linewidth=1.2, label=f"{width} principal axes")
+        used = weights > 0
+        axis.plot(shares[used], relative[used], "o", color=color, markersize=5)
+        axis.plot(shares[~used], relative[~used], "o", color=color, markersize=4, fillstyle="none")
+    axis.set_xscale("log")
+    axis.set_ylim(bottom=-10)
+    axis.set_xlabel("share of the spherical covariance", fontsize=9, color=INK)
+    axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _likelihood_axis() -> tuple[Figure, Any]:
+    figure = new_figure(5.0, 3.2)
+    axis = figure.subplots()
+    axis.set_ylabel("log-likelihood of a held-out spot", fontsize=9, color=INK)
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure, axis

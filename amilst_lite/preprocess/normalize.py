@@ -32,6 +32,9 @@ __all__ = [
 logger = logging.getLogger("amilst_lite")
 
 _SELECTION_SPOTS = 20_000  # spots on which genes are chosen
+_SELECTION_RUNS = (
+    40  # stretches of the curve that they form: compact patches, whose neighbors are mostly inside
+)
 _SMALL = 20_000_000  # stored entries up to which normalized expression is held in memory: passes are faster
 _MIN_SPOTS = 3  # genes seen in fewer spots are dropped
 _DOMINANT = 0.05  # "published": genes above this share of any spot are left out of the totals
@@ -47,12 +50,15 @@ class Preparation:
         Principal components.
     genes : ndarray of bool, (n_genes,)
         Mask of the genes used.
+    depth : ndarray of float64, (n_spots,)
+        Total counts of the spots, over all genes.
     pca : PCA
-        Fitted on the normalized expression of those genes.
+        Fitted on the normalized expression of the genes used.
     """
 
     features: np.ndarray
     genes: np.ndarray
+    depth: np.ndarray
     pca: PCA
 
 
@@ -64,11 +70,17 @@ class Survey:
     ----------
     n_seen : ndarray of int64, (n_genes,)
         Number of spots in which each gene is seen.
-    sample : csr_matrix
-        At most 20,000 spots, on which genes are selected.
+    depth : ndarray of float64, (n_spots,)
+        Total counts of the spots.
+    sampled : ndarray of int64, (n_sampled,)
+        At most 20,000 spots, ascending, on which genes are selected.
+    sample : csr_matrix, (n_sampled, n_genes)
+        Their counts.
     """
 
     n_seen: np.ndarray
+    depth: np.ndarray
+    sampled: np.ndarray
     sample: sparse.csr_matrix
 
 
@@ -79,8 +91,8 @@ def survey(counts: CountRows, order: np.ndarray | None = None) -> Survey:
     ----------
     counts : CountRows
     order : ndarray of int64, (n_spots,), optional
-        The spots along a curve through the section. Of a large section, genes are selected on spots at equal
-        steps along it, so that the selection does not depend on the order of the rows.
+        The spots along a curve through the section. Of a large section, genes are selected on stretches of
+        it, so that the selection does not depend on the order of the rows.
 
     Raises
     ------
@@ -96,10 +108,13 @@ def survey(counts: CountRows, order: np.ndarray | None = None) -> Survey:
     n_spots, n_genes = counts.shape
     sampled = np.arange(n_spots)
     if n_spots > _SELECTION_SPOTS:
-        steps = np.linspace(0, n_spots - 1, _SELECTION_SPOTS).astype(np.int64)
-        sampled = steps if order is None else np.sort(order[steps])
+        length = _SELECTION_SPOTS // _SELECTION_RUNS
+        starts = np.linspace(0, n_spots - length, _SELECTION_RUNS).astype(np.int64)
+        places = np.unique(starts[:, None] + np.arange(length))
+        sampled = places if order is None else np.sort(order[places])
     n_seen = np.zeros(n_genes, dtype=np.int64)
-    sample, n_empty, n_broken, n_values, largest = [], 0, 0, 0, 0.0
+    depth = np.empty(n_spots)
+    sample, n_broken, n_values, largest = [], 0, 0, 0.0
     for rows, block in counts:
         values = block.data
         if not np.isfinite(values).all():
@@ -117,9 +132,10 @@ def survey(counts: CountRows, order: np.ndarray | None = None) -> Survey:
         largest = max(largest, float(values.max(initial=0.0)))
         # explicit zeros do not count as seen
         n_seen += np.bincount(block.indices[values > 0], minlength=n_genes)
-        n_empty += int((block @ np.ones(n_genes, np.float32) == 0).sum())
+        depth[rows] = block @ np.ones(n_genes)
         inside = sampled[np.searchsorted(sampled, rows.start) : np.searchsorted(sampled, rows.stop)]
         sample.append(block if len(inside) == block.shape[0] else block[inside - rows.start])
+    n_empty = int((depth == 0).sum())
     if n_empty == n_spots:
         raise InputError('all counts are zero. Check that X or layers["counts"] holds the raw counts.')
     if n_broken:
@@ -136,14 +152,20 @@ def survey(counts: CountRows, order: np.ndarray | None = None) -> Survey:
             AmilstWarning,
             stacklevel=2,
         )
-    return Survey(n_seen, sample[0] if len(sample) == 1 else sparse.vstack(sample, format="csr"))
+    return Survey(
+        n_seen, depth, sampled, sample[0] if len(sample) == 1 else sparse.vstack(sample, format="csr")
+    )
 
 
-def select_genes(counts: sparse.csr_matrix, n_genes: int) -> np.ndarray:
-    """The genes with the largest variance of Pearson residuals.
+def select_genes(
+    counts: sparse.csr_matrix, n_genes: int, neighbors: sparse.csr_matrix | None = None
+) -> np.ndarray:
+    """The genes whose Pearson residuals, averaged over each spot's neighbors, vary most.
 
     Residuals of a negative binomial with θ = 100 and mean depth × abundance, clipped at the square root of
-    the number of spots (Lause, Berens & Kobak 2021). Computed in blocks of genes.
+    the number of spots (Lause, Berens & Kobak 2021). The average over the neighbors removes what varies
+    between single spots, such as noise and outliers, and keeps what varies over the section. Computed in blocks
+    of genes.
 
     Parameters
     ----------
@@ -151,6 +173,8 @@ def select_genes(counts: sparse.csr_matrix, n_genes: int) -> np.ndarray:
         Raw counts.
     n_genes : int
         Number of genes to keep; all if there are no more.
+    neighbors : csr_matrix, (n_spots, n_spots), optional
+        Spatial neighbors, ones. Without them, the residuals themselves are compared.
 
     Returns
     -------
@@ -160,6 +184,10 @@ def select_genes(counts: sparse.csr_matrix, n_genes: int) -> np.ndarray:
     n_spots, n_all = counts.shape
     if n_all <= n_genes:
         return np.arange(n_all)
+    mean = None
+    if neighbors is not None:
+        degrees = np.maximum(np.asarray(neighbors.sum(1)).ravel(), 1)
+        mean = (sparse.diags(1 / degrees) @ neighbors).astype(np.float32).tocsr()
     by_gene = counts.tocsc()
     totals = np.asarray(counts.sum(1, dtype=np.float64)).ravel()
     share = (totals / totals.sum())[:, None].astype(np.float32)
@@ -172,7 +200,8 @@ def select_genes(counts: sparse.csr_matrix, n_genes: int) -> np.ndarray:
         expected = share * abundance[block]  # spots × genes of the block
         residuals = by_gene[:, block].toarray() - expected
         residuals /= np.sqrt(expected + expected**2 / np.float32(100.0) + np.float32(1e-12))
-        variance[block] = np.clip(residuals, -limit, limit, out=residuals).var(0, dtype=np.float64)
+        np.clip(residuals, -limit, limit, out=residuals)
+        variance[block] = (residuals if mean is None else mean @ residuals).var(0, dtype=np.float64)
     return np.sort(np.argsort(-variance, kind="stable")[:n_genes])
 
 
@@ -197,19 +226,15 @@ def take_genes(counts: CountRows, genes: np.ndarray, n_entries: int) -> sparse.c
 class NormalizedCounts:
     """Log-normalized expression, computed for the rows that are accessed.
 
-    Low-depth spots first receive counts: a spot with a tenth of the usual depth is mostly noise once scaled
-    to the common total. From the pooled counts of its spatial neighbors it gets what it lacks to
-    ``depth_floor`` times the median depth. Then each spot is scaled to one total, and log(1 + x) is taken.
+    Each spot is scaled to one total, and log(1 + x) is taken.
 
     Parameters
     ----------
     counts : csr_matrix, (n_spots, n_genes)
         Non-negative; not changed.
-    config : PreprocessConfig
-        ``depth_floor``; ``normalization``: the common total is the median one, or for ``"published"`` 1,
-        where genes above 5 % of any spot are left out of the totals (but kept in the result).
-    neighbors : csr_matrix, (n_spots, n_spots), optional
-        Spatial neighbors, ones. Without them low-depth spots are left as they are.
+    normalization : str
+        ``"median"``: the common total is the median one. ``"published"``: it is 1, and genes above 5 % of any
+        spot are left out of the totals (but kept in the result).
 
     Attributes
     ----------
@@ -219,28 +244,18 @@ class NormalizedCounts:
 
     dtype = np.dtype(np.float32)
 
-    def __init__(
-        self,
-        counts: sparse.csr_matrix,
-        config: PreprocessConfig,
-        neighbors: sparse.csr_matrix | None = None,
-    ) -> None:
+    def __init__(self, counts: sparse.csr_matrix, normalization: str = "median") -> None:
         self.counts = CountRows(counts)
         self.shape = counts.shape
         totals = self.counts.totals()
-        published = config.normalization == "published"
-        scaled_by = self._totals_without_dominant_genes(totals) if published else totals
-        # share of the neighbors' pooled counts that each spot receives
-        self._received = np.zeros(len(totals))
-        self._neighbors = neighbors
-        if config.depth_floor > 0 and neighbors is not None:
-            lacking = np.maximum(config.depth_floor * np.median(totals[totals > 0]) - totals, 0.0)
-            pooled = neighbors @ totals
-            np.divide(lacking, pooled, out=self._received, where=(lacking > 0) & (pooled > 0))
-            scaled_by = scaled_by + self._received * (neighbors @ scaled_by)
-        some = scaled_by > 0
-        target = 1.0 if published else float(np.median(scaled_by[some]))
-        self._factors = np.divide(target, scaled_by, out=np.zeros(len(totals)), where=some).astype(np.float32)
+        target = 1.0
+        if normalization == "published":
+            totals = self._totals_without_dominant_genes(totals)
+        elif totals.any():
+            target = float(np.median(totals[totals > 0]))
+        self._factors = np.divide(target, totals, out=np.zeros(len(totals)), where=totals > 0).astype(
+            np.float32
+        )
 
     def _totals_without_dominant_genes(self, totals: np.ndarray) -> np.ndarray:
         """Totals without genes that dominate any spot; a spot with no other genes keeps its own total."""
@@ -253,23 +268,10 @@ class NormalizedCounts:
 
     def __getitem__(self, rows: slice) -> sparse.csr_matrix:
         """Normalized expression of some spots."""
-        block = self._filled(rows)
+        block = self.counts[rows].copy()
         block.data *= np.repeat(self._factors[rows], np.diff(block.indptr))
         np.log1p(block.data, out=block.data)
         return block
-
-    def _filled(self, rows: slice) -> sparse.csr_matrix:
-        """A copy of the counts with those that low-depth spots receive."""
-        block = self.counts[rows]
-        low = np.flatnonzero(self._received[rows])
-        if self._neighbors is None or len(low) == 0:
-            return block.copy()
-        pooled = (self._neighbors[rows][low] @ self.counts.counts).astype(np.float32).tocsr()
-        pooled.data *= np.repeat(self._received[rows][low].astype(np.float32), np.diff(pooled.indptr))
-        to_spot = sparse.csr_matrix(
-            (np.ones(len(low), np.float32), (low, np.arange(len(low)))), shape=(block.shape[0], len(low))
-        )
-        return (block + to_spot @ pooled).tocsr()
 
 
 def normalize(
@@ -277,7 +279,7 @@ def normalize(
     config: PreprocessConfig | None = None,
     neighbors: sparse.csr_matrix | None = None,
     order: np.ndarray | None = None,
-) -> tuple[NormalizedCounts, np.ndarray]:
+) -> tuple[NormalizedCounts, np.ndarray, np.ndarray]:
     """Select genes; expression is normalized when rows are accessed.
 
     Parameters
@@ -285,9 +287,9 @@ def normalize(
     counts : see `CountRows`, (n_spots, n_genes)
         Raw counts, read in two passes.
     config : PreprocessConfig
-        ``n_top_genes`` here, the others in `NormalizedCounts`.
+        ``n_top_genes`` and ``normalization``.
     neighbors : csr_matrix, (n_spots, n_spots), optional
-        See `NormalizedCounts`.
+        See `select_genes`.
     order : ndarray of int64, (n_spots,), optional
         See `survey`.
 
@@ -297,6 +299,8 @@ def normalize(
         ``normalized[:]`` is the whole matrix, CSR float32.
     genes : ndarray of bool, (n_genes,)
         Mask of the genes kept.
+    depth : ndarray of float64, (n_spots,)
+        Total counts of the spots, over all genes.
 
     Raises
     ------
@@ -315,10 +319,12 @@ def normalize(
     if config.n_top_genes is not None and genes.sum() > config.n_top_genes:
         kept = np.flatnonzero(genes)
         genes = np.zeros_like(genes)
-        genes[kept[select_genes(found.sample[:, kept], config.n_top_genes)]] = True
+        if neighbors is not None and len(found.sampled) < neighbors.shape[0]:
+            neighbors = neighbors[found.sampled][:, found.sampled]
+        genes[kept[select_genes(found.sample[:, kept], config.n_top_genes, neighbors)]] = True
     whole = sparse.issparse(rows.counts) and genes.all()
     chosen = rows.counts if whole else take_genes(rows, genes, int(found.n_seen[genes].sum()))
-    return NormalizedCounts(chosen, config, neighbors), genes
+    return NormalizedCounts(chosen, config.normalization), genes, found.depth
 
 
 def prepare(
@@ -339,7 +345,7 @@ def prepare(
     config : PreprocessConfig
         Settings. There are fewer components than ``n_components`` where spots or genes are too few.
     neighbors : csr_matrix, (n_spots, n_spots), optional
-        Spatial neighbors, see `normalize`.
+        Spatial neighbors, see `select_genes`.
     order : ndarray of int64, (n_spots,), optional
         See `survey`.
     seed : int
@@ -353,7 +359,7 @@ def prepare(
         Unusable counts, see `survey` and `normalize`.
     """
     config = PreprocessConfig() if config is None else config
-    normalized, genes = normalize(counts, config, neighbors, order)
+    normalized, genes, depth = normalize(counts, config, neighbors, order)
     n_spots, n_genes = normalized.shape
     # centering removes one dimension where spots are fewer than genes
     n_components = max(1, min(config.n_components, n_spots - 1, n_genes))
@@ -365,4 +371,4 @@ def prepare(
         features = pca.fit_transform(normalized[:])
     else:
         features = pca.fit_chunks(normalized).transform_chunks(normalized)
-    return Preparation(features, genes, pca)
+    return Preparation(features, genes, depth, pca)

@@ -235,6 +235,16 @@ class SpatialGraph:
             adjacency = _normalize(edges, self.degrees[nodes], dtype)
             yield Tile(nodes, slice(first, first + stop - start), adjacency)
 
+    def subgraph(self, nodes: slice) -> SpatialGraph:
+        """The graph among consecutive internal nodes, numbered from 0; its spots are these nodes in this order."""
+        start, stop, _ = nodes.indices(self.n_spots)
+        inside = ((self.edges >= start) & (self.edges < stop)).all(0)
+        return SpatialGraph(
+            order=np.arange(stop - start),
+            edges=self.edges[:, inside] - start,
+            distances=self.distances[inside],
+        )
+
     def edges_within(self, nodes: slice) -> torch.Tensor:
         """(2, e) edges of a run of internal nodes among themselves, numbered from its first."""
         start, stop = int(self._row_starts[nodes.start]), int(self._row_starts[nodes.stop])

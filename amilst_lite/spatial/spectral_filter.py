@@ -7,9 +7,15 @@ power at all frequencies, tissue has most of it at low ones; so the power at the
 the noise, and every frequency is kept by its share of signal, 1 − noise/power (Wiener 1949). No eigenvector is
 computed: powers and filter are Chebyshev polynomials in Â (Hammond et al. 2011; Weiße et al. 2006), each degree
 one sparse product, so time and memory are linear in the number of spots.
+
+A spot with a tenth of the usual depth is mostly noise. Spots below a share of the median depth are first averaged
+with their neighbors. Their noise is then no longer white, which the filter takes into account: white noise averaged
+in the same way gives the shape of the noise spectrum, the power at the highest frequencies its size.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -20,7 +26,7 @@ from ..errors import InputError
 from ..nn.sparse import SymmetricAdjacency, propagate
 from ..runtime import make_generator, threads_for
 
-__all__ = ["denoise", "standardize", "wiener_filter"]
+__all__ = ["denoise", "fill_low_depth", "standardize", "wiener_filter"]
 
 # Random vectors for the density of frequencies (Hutchinson 1990): their error falls with the total number of
 # entries, so that small sections take more of them at little cost.
@@ -50,9 +56,15 @@ def standardize(features: Tensor) -> Tensor:
 
 
 def denoise(
-    features: Tensor, adjacency: SymmetricAdjacency, noise_band: float | None, seed: int = 0
+    features: Tensor,
+    adjacency: SymmetricAdjacency,
+    noise_band: float | None,
+    *,
+    depth: Tensor | None = None,
+    depth_floor: float = 0.0,
+    seed: int = 0,
 ) -> Tensor:
-    """`wiener_filter` on standardized features; where it finds no signal in any column, these themselves.
+    """`fill_low_depth` and `wiener_filter` of standardized features; these alone where there is no signal.
 
     Parameters
     ----------
@@ -61,6 +73,10 @@ def denoise(
     adjacency : SymmetricAdjacency
     noise_band : float or None
         See `wiener_filter`. None: no filter.
+    depth : Tensor, (N,), optional
+        Total counts of the spots. None: all alike.
+    depth_floor : float
+        Share of the median depth below which spots are averaged with their neighbors; 0: none.
     seed : int
         See `wiener_filter`.
 
@@ -70,11 +86,56 @@ def denoise(
         Standardized.
     """
     features = standardize(features.to(torch.float32))
+    fill = None
+    if depth is not None and depth_floor > 0:
+        fill = fill_low_depth(depth, adjacency, depth_floor)
+        features = fill(features)
     if noise_band is None:
-        return features
+        return standardize(features)
     with threads_for(len(features)):
-        filtered, _ = wiener_filter(features, adjacency, noise_band=noise_band, seed=seed)
-    return standardize(filtered) if filtered.var(0).sum() > _LEAST_SIGNAL else features
+        filtered, _ = wiener_filter(features, adjacency, noise_band=noise_band, seed=seed, averaged=fill)
+    return standardize(filtered if filtered.var(0).sum() > _LEAST_SIGNAL else features)
+
+
+def fill_low_depth(depth: Tensor, adjacency: SymmetricAdjacency, floor: float) -> Callable[[Tensor], Tensor]:
+    """The linear map that averages spots of low depth with their neighbors.
+
+    A spot of depth t below L = ``floor`` · median receives the weight L − t of its neighbors: its row becomes
+    (t · own + (L − t) · mean of the neighbors) / L, the mean weighted by their depths. Other spots keep their
+    rows.
+
+    Parameters
+    ----------
+    depth : Tensor, (N,)
+        Total counts of the spots, >= 0.
+    adjacency : SymmetricAdjacency
+    floor : float
+        >= 0.
+
+    Returns
+    -------
+    callable
+        Maps (N, C) to (N, C), float32.
+    """
+    positive = depth[depth > 0].float().cpu()  # torch's median is not deterministic on a GPU
+    depth = depth.to(adjacency.device, torch.float32)[:, None]
+    root = (1.0 / _loops(adjacency)).sqrt()[:, None]  # Â = D^-1/2 (A + I) D^-1/2
+
+    def over_neighbors(columns: Tensor) -> Tensor:
+        return root * propagate(adjacency, root * columns) - columns
+
+    lacking = (floor * positive.median() - depth).clamp_min(0) if len(positive) else torch.zeros_like(depth)
+    pooled = over_neighbors(depth).clamp_min(0)
+    # without neighbors, or neighbors without counts, there is nothing to receive; less is rounding
+    lacking = torch.where(pooled > 1e-5 * depth, lacking, 0)
+    low = lacking > 0
+    own = torch.where(low, depth / (depth + lacking), 1.0)
+    received = torch.where(low, (1 - own) / pooled.clamp_min(1e-30), 0.0)
+
+    def fill(columns: Tensor) -> Tensor:
+        return own * columns + received * over_neighbors(depth * columns)
+
+    return fill
 
 
 def wiener_filter(
@@ -84,6 +145,7 @@ def wiener_filter(
     noise_band: float = 0.1,
     degree: int = _DEGREE,
     seed: int = 0,
+    averaged: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, np.ndarray]:
     """Filter every column by its own spatial spectrum.
 
@@ -98,7 +160,10 @@ def wiener_filter(
     degree : int
         Degree of the polynomials.
     seed : int
-        For the probes that estimate the density of the eigenvalues.
+        For the probes that estimate the density of the eigenvalues and the spectrum of the noise.
+    averaged : callable, optional
+        The linear map (N, C) → (N, C) that has been applied to features whose noise was white before it, such as
+        `fill_low_depth` returns. None: the noise of the features is white.
 
     Returns
     -------
@@ -109,8 +174,8 @@ def wiener_filter(
     Notes
     -----
     Columns are multiplied by the square root of the degrees, so that the symmetric Â acts as a weighted mean
-    over neighbors: a constant column stays constant, at the border of the section too. Power is constrained
-    not to rise with frequency (isotonic regression), which stabilizes its estimate.
+    over neighbors: a constant column stays constant, at the border of the section too. The ratio of power to
+    noise is constrained not to rise with frequency (isotonic regression), which stabilizes its estimate.
 
     Raises
     ------
@@ -131,15 +196,22 @@ def wiener_filter(
     probes = probes.mul_(2).sub_(1).to(features.device)  # drawn on the CPU: the same on every device
     energy = _chebyshev_moments(adjacency, signal, degree)  # (degree + 1, C)
     density = _chebyshev_moments(adjacency, probes, degree).mean(1)  # (degree + 1,)
-    coefficients, gain = _design(energy, density, len(features), degree, noise_band)
+    noise = probes if averaged is None else averaged(probes)
+    noise_energy = _chebyshev_moments(adjacency, noise * root, degree).mean(1)
+    coefficients, gain = _design(energy, noise_energy, density, len(features), degree, noise_band)
     filtered = _apply(adjacency, signal, torch.from_numpy(coefficients).to(signal))
     return filtered / root + mean, gain
 
 
 def _root_degrees(adjacency: SymmetricAdjacency) -> Tensor:
-    """Square roots of the degrees of A + I, mean 1 of the degrees: (N,). The loop's weight is 1/degree."""
-    degrees = 1.0 / adjacency.values[adjacency.rows == adjacency.columns]
+    """Square roots of the degrees of A + I, mean 1 of the degrees: (N,)."""
+    degrees = 1.0 / _loops(adjacency)
     return (degrees / degrees.mean()).sqrt()
+
+
+def _loops(adjacency: SymmetricAdjacency) -> Tensor:
+    """The diagonal of Â, the inverse of the degrees of A + I: (N,)."""
+    return adjacency.values[adjacency.rows == adjacency.columns]
 
 
 def _chebyshev_moments(adjacency: SymmetricAdjacency, columns: Tensor, degree: int) -> np.ndarray:
@@ -165,9 +237,12 @@ def _chebyshev_moments(adjacency: SymmetricAdjacency, columns: Tensor, degree: i
 
 
 def _design(
-    energy: np.ndarray, density: np.ndarray, n: int, degree: int, noise_band: float
+    energy: np.ndarray, noise_energy: np.ndarray, density: np.ndarray, n: int, degree: int, noise_band: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Chebyshev coefficients (degree + 1, C) of each column's filter, and its gain (C,)."""
+    """Chebyshev coefficients (degree + 1, C) of each column's filter, and its gain (C,).
+
+    From the Chebyshev moments of the columns, of noise of unit variance and of the eigenvalues.
+    """
     n_bands = 3 * degree // 4
     orders = np.arange(degree + 1)
     weights = np.where(orders == 0, 1.0, 2.0) * _jackson(degree)
@@ -183,10 +258,11 @@ def _design(
     centers = ((edges[1:] + edges[:-1]) / 2)[filled]
     modes = np.maximum(modes[filled], 1e-9)
     power = power_sum[filled] / modes[:, None]
+    shape = np.maximum((bands @ noise_energy)[filled] / modes, 1e-3)  # of the noise spectrum
 
     higher = np.cumsum(modes[::-1])[::-1] - modes  # frequencies above each band
     in_noise = np.clip((noise_band * modes.sum() - higher) / modes, 0, 1) * modes
-    noise = (in_noise[:, None] * power).sum(0) / in_noise.sum()
+    noise = (in_noise[:, None] * power).sum(0) / (in_noise * shape).sum()  # variance before any averaging
 
     grid = np.linspace(0, np.pi, _GRID)
     trapezoid = np.full(_GRID, np.pi / (_GRID - 1))
@@ -195,10 +271,11 @@ def _design(
     coefficients = np.empty((degree + 1, energy.shape[1]))
     gain = np.empty(energy.shape[1])
     for column in range(energy.shape[1]):
-        spectrum = isotonic_regression(power[:, column], sample_weight=modes, increasing=False)
-        response = np.maximum(0.0, 1.0 - noise[column] / np.maximum(spectrum, 1e-30))
-        total = (spectrum * modes).sum()
-        gain[column] = (response * spectrum * modes).sum() / total if total > 0 else 0.0
+        # in units of the noise, so that the ratio of signal to noise does not rise with frequency
+        ratio = isotonic_regression(power[:, column] / shape, sample_weight=modes * shape, increasing=False)
+        response = np.maximum(0.0, 1.0 - noise[column] / np.maximum(ratio, 1e-30))
+        total = (ratio * shape * modes).sum()
+        gain[column] = (response * ratio * shape * modes).sum() / total if total > 0 else 0.0
         coefficients[:, column] = cosines @ np.interp(grid, centers, response) * weights
     return coefficients, gain
 

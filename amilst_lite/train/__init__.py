@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from .batches import default_n_networks
 from .loop import Callback, Trainer, TrainingResult
 from .published import PublishedTrainer
+from .share import ShareEvidence, network_share
 
-__all__ = ["TRAINERS", "Callback", "PublishedTrainer", "Trainer", "TrainingResult", "default_n_networks"]
+__all__ = [
+    "TRAINERS",
+    "Callback",
+    "PublishedTrainer",
+    "ShareEvidence",
+    "Trainer",
+    "TrainingResult",
+    "network_share",
+]
 
 TRAINERS: dict[str, type[Trainer]] = {"default": Trainer, "published": PublishedTrainer}
 """The trainer of each choice of the setting ``recipe``."""

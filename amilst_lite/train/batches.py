@@ -15,10 +15,7 @@ from torch import Tensor
 from ..nn.sparse import SymmetricAdjacency
 from ..spatial.graph import SpatialGraph
 
-__all__ = ["Batch", "default_n_networks", "make_batches"]
-
-_MOST_NETWORKS = 8
-_NETWORK_ROWS = 20_000  # spots × networks in one step
+__all__ = ["Batch", "make_batches"]
 
 
 class Batch:
@@ -56,14 +53,6 @@ class Batch:
         neighbors = torch.cat([self._edges[1], self._edges.new_zeros(1)])
         device = self.adjacency.device
         return (degrees.cumsum(0) - degrees).to(device), degrees.to(device), neighbors.to(device)
-
-
-def default_n_networks(n_spots: int) -> int:
-    """Default number of networks: 8 on small sections, 1 from 20,000 spots on.
-
-    Networks cost as much as spots, and their results vary less where there are many spots.
-    """
-    return min(_MOST_NETWORKS, max(1, _NETWORK_ROWS // n_spots))
 
 
 def make_batches(

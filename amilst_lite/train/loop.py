@@ -22,7 +22,7 @@ from ..nn.model import AMILSTNetwork, BilinearDiscriminator, Generator, NetworkO
 from ..nn.sparse import SymmetricAdjacency
 from ..runtime import make_generator, spawn_seeds, threads_for
 from ..spatial.graph import SpatialGraph
-from .batches import Batch, default_n_networks, make_batches
+from .batches import Batch, make_batches
 
 __all__ = ["Callback", "Trainer", "TrainingResult"]
 
@@ -112,7 +112,7 @@ class Trainer:
         weight_seed, noise_seed, tile_seed = spawn_seeds(seed, 3)
         weights = make_generator(weight_seed)
         self.noise = make_generator(noise_seed, self.device)
-        self.n_networks = self.config.n_networks or default_n_networks(len(features))
+        self.n_networks = self.config.n_networks
         self.members = None if self.n_networks == 1 else self.n_networks
         self.network = AMILSTNetwork(features.shape[1], network_config, self.members, generator=weights).to(
             self.device

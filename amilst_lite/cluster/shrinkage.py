@@ -1,0 +1,480 @@
+"""A mixture whose shrinkage follows from the data: the likelihood of held-out blocks decides, and fits are averaged.
+
+How far the covariance should be shrunken towards a spherical one depends on the number of spots, the noise and the
+structure of a section: from a hundredth to nine tenths of it on real ones. The number of spots is no guide by
+itself, since neighboring spots are not independent. So blocks of neighboring spots are held out: a mixture is fitted
+to every other block and evaluated on the rest, for several shares of the spherical covariance and several numbers of
+leading principal axes. All shares that come within a nat a spot of the best are fitted to the whole section, and
+their posteriors, after matching the components, are averaged: optima of nearly equal likelihood can differ much.
+
+The same two fits tell how far the labels can be trusted. Fits that are each right with probability p and wrong in
+different ways agree with probability p², so the square root of their agreement is what the mean confidence should
+be. A mixture treats the columns, and neighboring spots, as independent evidence and is overconfident by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.optimize import brentq, linear_sum_assignment
+
+from ..runtime import make_generator, resolve_device, spawn_seeds
+from . import covariance as models
+from .blocks import block_threads, over_blocks, sum_over_blocks
+from .covariance import Parameters, Setting
+from .features import TIED, Rows
+from .mixture import GaussianMixture, em
+from .starts import agglomerated_labels, short_kmeans
+
+__all__ = [
+    "SHARES",
+    "Evidence",
+    "MixtureAverage",
+    "fit_average",
+    "held_out",
+    "match_components",
+    "principal_axes_of",
+]
+
+SHARES = (0.01, 0.03, 0.1, 0.2, 0.4, 0.65, 0.9)
+"""Shares of the spherical covariance that are compared."""
+COLUMNS = (1 / 2, 2 / 3, 1.0)
+"""Shares of the columns, the leading principal axes, of which mixtures are fitted and averaged."""
+SLACK = 1.0
+"""Nats a spot by which the likelihood of held-out spots may fall short of the best."""
+_BLOCK = 100
+"""Spots in a block. In blocks of 15 or 40, held-out spots depend on neighbors in the fitted ones."""
+_MOST_ROWS = 20_000
+"""Of more spots, evenly spaced blocks are compared, and only the best share of each number of columns is used."""
+_TOL = 1e-6
+_STEPS, _KEPT = (12, 60), 3
+"""EM steps of all restarts, and of the ``_KEPT`` best of them."""
+_FULL_STEPS = 20
+"""EM steps on all rows, where there are more than `_MOST_ROWS`."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Why the covariance was shrunken as it was.
+
+    Attributes
+    ----------
+    columns : ndarray of int64, (P,)
+        Numbers of leading principal axes.
+    shares : ndarray of float64, (S,)
+        Shares of the spherical covariance.
+    log_likelihood : ndarray of float64, (P, S)
+        Mean log-likelihood (natural logarithm) of the spots in held-out blocks; NaN where it was not computed.
+        Comparable within a row.
+    weights : ndarray of float64, (P, S)
+        Weights of the fits in the average; they sum to one.
+    agreement : ndarray of float64, (P,)
+        Share of the spots on which the fits to the two halves of the blocks agree, at the best share.
+    temperature : float
+        The log odds of the averaged posterior were divided by it.
+    """
+
+    columns: np.ndarray
+    shares: np.ndarray
+    log_likelihood: np.ndarray
+    weights: np.ndarray
+    agreement: np.ndarray
+    temperature: float
+
+
+@dataclass(frozen=True)
+class MixtureAverage:
+    """The average of several mixtures.
+
+    Attributes
+    ----------
+    labels : ndarray of int64, (N,)
+        The most probable component of each row.
+    probabilities : ndarray of float32, (N, K)
+        Rows sum to one; the mean over rows of the largest is what `Evidence.agreement` supports.
+    evidence : Evidence
+    """
+
+    labels: np.ndarray
+    probabilities: np.ndarray
+    evidence: Evidence
+
+
+def principal_axes_of(X: np.ndarray) -> np.ndarray:
+    """Centered rows on the principal axes of their covariance, descending; axes without variance are left out.
+
+    Parameters
+    ----------
+    X : ndarray, (N, C), float32
+
+    Returns
+    -------
+    ndarray, (N, <= C), float32
+    """
+    centered = X - X.mean(0, dtype=np.float64).astype(X.dtype)
+    values, vectors = np.linalg.eigh(np.asarray(centered.T @ centered, dtype=np.float64))
+    kept = np.flatnonzero(values > 1e-7 * max(values[-1], 1e-300))[::-1]
+    axes = vectors[:, kept]
+    # signs that do not depend on the library
+    axes *= np.where(np.take_along_axis(axes, np.abs(axes).argmax(0)[None], 0) < 0, -1.0, 1.0)
+    return np.ascontiguousarray(centered @ axes.astype(X.dtype))
+
+
+def fit_average(
+    X: np.ndarray,
+    n_components: int,
+    *,
+    covariance_type: str = "tied",
+    shrinkage: float | None = None,
+    n_init: int = 32,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> MixtureAverage:
+    """The average of the mixtures that the held-out likelihood supports.
+
+    Parameters
+    ----------
+    X : ndarray, (N, C), float32
+        In an order in which neighbors in space are near each other, such as ``SpatialGraph.order``.
+    n_components : int
+        K.
+    covariance_type : str
+        See `GaussianMixture`.
+    shrinkage : float or None
+        Share of the spherical covariance, in [0, 1). None: decided by held-out blocks.
+    n_init : int
+        Random restarts on the whole section; half as many on each half of the blocks.
+    seed : int
+    device : str or torch.device
+    """
+    resolved = resolve_device(device)
+    rotated = torch.from_numpy(principal_axes_of(X))
+    n, d = rotated.shape
+    columns = np.unique([max(1, round(share * d)) for share in COLUMNS])
+    shares = np.array(SHARES if shrinkage is None else (shrinkage,))
+    seeds = spawn_seeds(seed, 2 * len(columns))
+    likelihood, agreement = np.full((len(columns), len(shares)), np.nan), np.zeros(len(columns))
+    weights = np.zeros_like(likelihood)
+    tried = np.arange(len(shares))
+    for row, width in enumerate(columns):
+        likelihood[row, tried], agreement[row] = held_out(
+            rotated[:, :width], n_components, shares[tried].tolist(), covariance_type=covariance_type,
+            n_init=max(1, n_init // 2), seed=seeds[row], device=resolved,
+        )  # fmt: skip
+        weights[row] = _weights(likelihood[row], best_only=n > _MOST_ROWS)
+        # more columns need less of the sphere
+        chosen = np.flatnonzero(weights[row])
+        tried = np.arange(max(0, chosen[0] - 2), chosen[-1] + 1)
+    weights /= weights.sum()
+    fits: list[tuple[int, float, Density]] = []
+    with block_threads():
+        for row, width in enumerate(columns):
+            path = _Path(
+                rotated[:, :width], n_components, covariance_type, n_init, seeds[len(columns) + row], resolved,
+                agglomerated=True,
+            )  # fmt: skip
+            fits.extend(
+                (int(width), float(weights[row, place]), path.fit(float(shares[place])))
+                for place in np.flatnonzero(weights[row])
+            )
+        average = _averaged(rotated, fits, resolved, models.canonical_model(covariance_type))
+        labels = average.argmax(1)
+        if len(np.unique(labels)) < n_components:
+            # the average of fits that disagree can leave a component without rows; one of the fits may not
+            used = np.argwhere(weights > 0)  # in the order of the fits
+            for place in sorted(range(len(fits)), key=lambda place: -fits[place][1]):
+                single = _averaged(rotated, [fits[place]], resolved, models.canonical_model(covariance_type))
+                if len(np.unique(single.argmax(1))) == n_components:
+                    average, labels = single, single.argmax(1)
+                    weights = np.zeros_like(weights)
+                    weights[tuple(used[place])] = 1.0
+                    break
+    temperature, probabilities = _tempered(average, float(np.sqrt(agreement.mean())))
+    evidence = Evidence(np.asarray(columns), shares, likelihood, weights, agreement, temperature)
+    return MixtureAverage(labels, probabilities, evidence)
+
+
+def held_out(
+    X: torch.Tensor,
+    n_components: int,
+    shares: Sequence[float],
+    *,
+    covariance_type: str = "tied",
+    n_init: int = 16,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> tuple[np.ndarray, float]:
+    """How well mixtures of every other block describe the rest, for several shares of the spherical covariance.
+
+    Parameters
+    ----------
+    X : Tensor, (N, C), float32
+        In an order in which neighbors in space are near each other.
+    n_components : int
+    shares : sequence of float
+        In [0, 1).
+    covariance_type, n_init, seed, device
+        As in `fit_average`; ``n_init`` on each half of the blocks.
+
+    Returns
+    -------
+    log_likelihood : ndarray, (S,)
+        Mean over all spots, each evaluated by the mixture of the other half of the blocks.
+    agreement : float
+        At the best share, the share of the spots on which the two mixtures agree: the sum of the products of
+        their posteriors, after matching the components.
+    """
+    device = resolve_device(device)
+    halves = np.arange(len(X)) // _block_length(len(X)) % 2
+    if len(X) > _MOST_ROWS:
+        n_blocks = -(-len(X) // _BLOCK)
+        chosen = np.linspace(0, n_blocks - 1, _MOST_ROWS // _BLOCK).astype(np.int64)
+        place = np.full(n_blocks, -1)
+        place[chosen] = np.arange(len(chosen))
+        of_row = place[np.arange(len(X)) // _BLOCK]
+        X, halves = X[torch.from_numpy(of_row >= 0)], of_row[of_row >= 0] % 2
+    total = np.zeros(len(shares))
+    densities: list[list[Density]] = []
+    model = models.canonical_model(covariance_type)
+    with block_threads():
+        for half in (0, 1):
+            fitted, rest = (X[torch.from_numpy(halves == part)] for part in (half, 1 - half))
+            path = _Path(fitted, n_components, covariance_type, n_init, seed, device)
+            densities.append([path.search(share) for share in shares])
+            total += [_log_likelihood(rest, density, model, device) for density in densities[-1]]
+        best = int(np.argmax(total))
+        gram = _overlaps(X, [(X.shape[1], density[best]) for density in densities], model, device)
+    first, second = linear_sum_assignment(gram[0, :, 1], maximize=True)
+    return total / len(X), float(gram[0, first, 1, second].sum() / len(X))
+
+
+def _block_length(n: int) -> int:
+    """Spots in a block: small sections have at least four."""
+    return max(1, min(_BLOCK, -(-n // 4)))
+
+
+def _weights(likelihood: np.ndarray, best_only: bool) -> np.ndarray:
+    """exp(−gap) for gaps to the best of at most `SLACK`, else 0: (S,)."""
+    gap = np.nanmax(likelihood) - likelihood
+    return np.where(gap <= (0.0 if best_only else SLACK), np.exp(-np.nan_to_num(gap)), 0.0)
+
+
+Density = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Weights (K,), means (K, C) and Cholesky factors of the precisions of a mixture."""
+
+
+class _Path:
+    """Mixtures of the same rows for any share of the spherical covariance, from the same starts."""
+
+    def __init__(
+        self,
+        X: torch.Tensor,
+        n_components: int,
+        covariance_type: str,
+        n_init: int,
+        seed: int,
+        device: torch.device,
+        agglomerated: bool = False,
+    ) -> None:
+        self.model = models.canonical_model(covariance_type)
+        self.mixture = GaussianMixture(n_components, covariance_type=covariance_type)
+        self.generator = make_generator(seed)
+        self.mean = X.mean(0)
+        centered = X - self.mean
+        self.all_rows, self.all_setting = self.mixture.to_working(centered, self.model, device)
+        self.rows, self.setting = self.all_rows, self.all_setting
+        if len(X) > _MOST_ROWS:
+            chosen = torch.randperm(len(X), generator=self.generator)[:_MOST_ROWS].sort().values
+            centered = centered[chosen]
+            self.rows = Rows(self.all_rows.base[:, chosen.to(device)], self.model)
+            self.setting = self.mixture.setting(self.rows.base, self.model, self.all_setting.scale)
+        array = centered.double().numpy()
+        deviation = array.std(0)
+        deviation[deviation == 0] = 1
+        # in the units of the data, whitened and half whitened: neither finds the best optimum on every section
+        spaces = [array / deviation**power for power in (0.0, 1.0, 0.5)]
+        n_random = max(1, n_init - agglomerated)
+        labels = [short_kmeans(spaces, n_components, n_random, device, self.generator)]
+        if agglomerated:
+            labels.insert(0, agglomerated_labels(array, n_components).to(device))
+        self.moments = torch.cat([self.rows.hard_moments(each, n_components) for each in labels])
+
+    def _with_share(self, setting: Setting, share: float) -> Setting:
+        n = setting.n if self.model in TIED else setting.n / self.mixture.n_components
+        return replace(setting, prior=n * share / (1 - share), reg=max(setting.reg, 1e-6))
+
+    def _best(self, share: float) -> Parameters:
+        """The best of all restarts."""
+        setting = self._with_share(self.setting, share)
+        parameters = models.maximize(self.moments, setting)
+        for steps, kept in zip(_STEPS, (_KEPT, 1), strict=True):
+            tol = torch.full((len(parameters.weights),), _TOL, dtype=torch.float64)
+            fits = em(self.rows, parameters, setting, steps, tol, torch.float32, self.generator)
+            order = torch.sort(fits.objective, descending=True, stable=True).indices[:kept]
+            parameters = fits.parameters[order]
+        return parameters
+
+    def search(self, share: float) -> Density:
+        """The best of all restarts after a limited number of EM steps."""
+        return self._density(self._best(share))
+
+    def fit(self, share: float) -> Density:
+        """The same, run to convergence on all rows."""
+        steps, tol = (200, _TOL / 10) if self.rows is self.all_rows else (_FULL_STEPS, _TOL)
+        fits = em(
+            self.all_rows, self._best(share), self._with_share(self.all_setting, share), steps,
+            torch.tensor([tol], dtype=torch.float64), torch.float32, self.generator,
+        )  # fmt: skip
+        return self._density(fits.parameters)
+
+    def _density(self, parameters: Parameters) -> Density:
+        weights, means, covariances = self.setting.scale.to_data(parameters, self.model)
+        return (
+            weights,
+            means + self.mean.double().numpy(),
+            models.precisions_cholesky(covariances, self.model),
+        )
+
+
+def _on_device(density: Density, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    weights, means, factors = (torch.as_tensor(part, dtype=torch.float64).to(device) for part in density)
+    return weights, means, factors
+
+
+def _log_likelihood(X: torch.Tensor, density: Density, model: str, device: torch.device) -> float:
+    """Sum over the rows."""
+    parameters = _on_device(density, device)
+
+    def of_block(rows: slice) -> tuple[torch.Tensor]:
+        joint = models.log_joint(X[rows].double().to(device), *parameters, model)
+        return (torch.logsumexp(joint, 0).sum()[None],)
+
+    return float(sum_over_blocks(of_block, len(X), X.shape[1], device)[0])
+
+
+def _posteriors(
+    X: torch.Tensor, densities: Sequence[tuple[int, Density]], model: str, device: torch.device
+) -> Callable[[slice], torch.Tensor]:
+    """Function of a slice of the rows: posteriors of all mixtures side by side, (b, P · K), float64.
+
+    Each mixture comes with the number of leading columns that it describes.
+    """
+    parameters = [(width, _on_device(density, device)) for width, density in densities]
+
+    def of_block(rows: slice) -> torch.Tensor:
+        block = X[rows].double().to(device)
+        parts = [
+            torch.softmax(models.log_joint(block[:, :width], *each, model), 0) for width, each in parameters
+        ]
+        return torch.cat(parts).T
+
+    return of_block
+
+
+def _overlaps(
+    X: torch.Tensor, densities: Sequence[tuple[int, Density]], model: str, device: torch.device
+) -> np.ndarray:
+    """Sums over the rows of the products of two posteriors: (P, K, P, K)."""
+    posteriors = _posteriors(X, densities, model, device)
+    shape = (len(densities), len(densities[0][1][0]))
+
+    def products(rows: slice) -> tuple[torch.Tensor]:
+        block = posteriors(rows)
+        return (block.T @ block,)
+
+    gram = sum_over_blocks(products, len(X), shape[0] * shape[1] + X.shape[1], device)[0]
+    return gram.cpu().numpy().reshape(*shape, *shape)
+
+
+def _averaged(
+    X: torch.Tensor, fits: list[tuple[int, float, Density]], device: torch.device, model: str
+) -> np.ndarray:
+    """The weighted mean of the posteriors after matching their components: (N, K), float32."""
+    densities = [(width, density) for width, _, density in fits]
+    weights = np.array([weight for _, weight, _ in fits])
+    n_components = len(fits[0][2][0])
+    target = match_components(_overlaps(X, densities, model, device), weights)
+    mixing = np.zeros((len(fits), n_components, n_components))
+    for fit, weight in enumerate(weights / weights.sum()):
+        mixing[fit, np.arange(n_components), target[fit]] = weight
+    matrix = torch.from_numpy(mixing.reshape(-1, n_components)).to(device)
+    posteriors = _posteriors(X, densities, model, device)
+    width = len(fits) * n_components + X.shape[1]
+    parts = over_blocks(lambda rows: (posteriors(rows) @ matrix).float().cpu(), len(X), width, device)
+    return torch.cat(list(parts)).numpy()
+
+
+def _tempered(posterior: np.ndarray, confidence: float) -> tuple[float, np.ndarray]:
+    """The temperature that gives a mean confidence, and the posterior (N, K) with its log odds divided by it.
+
+    Between one and a hundred; labels do not change.
+    """
+    log_posterior = np.log(np.maximum(posterior, 1e-12))
+
+    def at(log_temperature: float) -> np.ndarray:
+        logits = log_posterior / np.float32(np.exp(log_temperature))
+        logits -= logits.max(1, keepdims=True)
+        np.exp(logits, out=logits)
+        logits /= logits.sum(1, keepdims=True)
+        return logits
+
+    sample = slice(None, None, max(1, len(posterior) // _MOST_ROWS))
+    whole, log_posterior = log_posterior, log_posterior[sample]
+
+    def excess(log_temperature: float) -> float:
+        return float(at(log_temperature).max(1).mean()) - confidence
+
+    low, high = 0.0, np.log(100.0)
+    if excess(low) <= 0:
+        chosen = low
+    elif excess(high) >= 0:
+        chosen = high
+    else:
+        chosen = brentq(excess, low, high, xtol=1e-3)
+    log_posterior = whole
+    return float(np.exp(chosen)), at(chosen)
+
+
+def match_components(overlap: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """For every component of every fit, the component of the average that it belongs to: (P, K), int64.
+
+    Parameters
+    ----------
+    overlap : ndarray, (P, K, P, K)
+        Sum over the spots of the product of two posteriors.
+    weights : ndarray, (P,)
+        Weights of the fits.
+
+    Notes
+    -----
+    Starts from the fit that agrees most with the others, and matches each fit to the weighted rest
+    (linear assignment) until nothing changes.
+    """
+    n_fits, n_components = overlap.shape[:2]
+
+    def matched(scores: np.ndarray) -> np.ndarray:
+        return np.asarray(linear_sum_assignment(scores, maximize=True)[1])
+
+    agreement = [
+        sum(
+            weights[j] * overlap[i, np.arange(n_components), j, matched(overlap[i, :, j])].sum()
+            for j in range(n_fits)
+        )
+        for i in range(n_fits)
+    ]
+    reference = int(np.argmax(agreement))
+    target = np.stack([matched(overlap[i, :, reference]) for i in range(n_fits)])
+    for _ in range(20):
+        before = target.copy()
+        for i in range(n_fits):
+            scores = np.zeros((n_components, n_components))
+            for j in range(n_fits):
+                if j != i:
+                    scores[:, target[j]] += weights[j] * overlap[i, :, j]
+            target[i] = matched(scores) if n_fits > 1 else np.arange(n_components)
+        if np.array_equal(target, before):
+            break
+    return target

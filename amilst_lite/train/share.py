@@ -1,0 +1,213 @@
+"""How far the network's reconstruction may move the domains: decided by counts that neither filter nor network saw.
+
+Half of the counts are set aside at random (binomial thinning, which leaves two independent Poisson samples of the
+same rates). Features, filter and network are computed from the other half. From the filtered features, from their
+reconstruction, and from averages of the two, the rates of all genes are predicted by the same log-linear map, and
+compared by the Poisson deviance of the counts set aside. The network's share is the improvement on the filter, as a
+share of its deviance, and zero unless there clearly is one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from ..config import Config
+from ..errors import AmilstWarning, InputError
+from ..nn.sparse import SymmetricAdjacency
+from ..preprocess import CountRows, NormalizedCounts, prepare
+from ..runtime import spawn_seeds
+from ..spatial.graph import SpatialGraph
+from ..spatial.spectral_filter import denoise
+from .loop import Trainer
+
+__all__ = ["ShareEvidence", "network_share", "thin"]
+
+_SHARES = (0.0, 0.5, 1.0)
+_MOST_SPOTS = 1000
+"""Spots on which the share is decided: neighbors along the graph's curve. More tell no more."""
+_ERRORS = 2.0
+"""Standard errors, over spots, by which the network has to be better than the filter alone."""
+_RIDGE = 0.01
+"""Of the map, as a share of the total variance of the features: columns of little variance are not amplified."""
+_BLOCK = 100
+"""Spots in a block: neighboring spots are predicted from the same ones."""
+
+
+@dataclass(frozen=True)
+class ShareEvidence:
+    """Deviance of counts set aside, and the share of the network that it supports.
+
+    Where the spots compared have too few counts for any features, ``share`` is 0 and the rest NaN.
+
+    Attributes
+    ----------
+    share : float
+        Improvement on the filter as a share of its deviance, at the best of ``shares``; 0 unless it is more than
+        two standard errors.
+    shares : ndarray of float64, (S,)
+        The weights of the reconstruction that were compared; the first is 0, the filter alone.
+    deviance : ndarray of float64, (S,)
+        Mean Poisson deviance per spot.
+    raw_deviance : float
+        Of the features before the filter.
+    error : ndarray of float64, (S,)
+        Standard error over spots of the difference from the filter alone.
+    """
+
+    share: float
+    shares: np.ndarray
+    deviance: np.ndarray
+    raw_deviance: float
+    error: np.ndarray
+
+
+def network_share(
+    counts: Any, graph: SpatialGraph, config: Config, *, seed: int = 0, device: str | torch.device = "cpu"
+) -> ShareEvidence:
+    """Decide the share of the network by held-out counts.
+
+    Parameters
+    ----------
+    counts : see `CountRows`, (N, G)
+        Counts in the caller's order; of more than 1,000 spots, 1,000 neighboring ones are used.
+    graph : SpatialGraph
+    config : Config
+        ``recipe`` is "default".
+    seed : int
+    device : str or torch.device
+
+    Returns
+    -------
+    ShareEvidence
+    """
+    thin_seed, pca_seed, filter_seed, train_seed = spawn_seeds(seed, 4)
+    start = max(0, (graph.n_spots - _MOST_SPOTS) // 2)
+    nodes = slice(start, min(graph.n_spots, start + _MOST_SPOTS))
+    chosen = graph.order[nodes]
+    within = graph.subgraph(nodes)
+    kept, held_out = thin(rows_of(counts, chosen), 0.5, thin_seed)
+    adjacency = SymmetricAdjacency(within.adjacency(device))
+    try:
+        with warnings.catch_warnings():
+            # those of the counts as a whole have been issued; these would be of half the counts of a part
+            warnings.simplefilter("ignore", AmilstWarning)
+            preparation = prepare(
+                kept, config.preprocess, within.connectivities(), seed=pca_seed, device=device
+            )
+        features = torch.from_numpy(preparation.features).to(device)
+        filtered = denoise(
+            features,
+            adjacency,
+            config.filter.noise_band,
+            depth=torch.from_numpy(preparation.depth),
+            depth_floor=config.filter.depth_floor,
+            seed=filter_seed,
+        )
+    except InputError:  # these spots have too few counts to compare anything
+        unknown = np.full(len(_SHARES), np.nan)
+        return ShareEvidence(0.0, np.array(_SHARES), unknown, float("nan"), unknown)
+    trainer = Trainer(
+        filtered,
+        within,
+        adjacency=adjacency,
+        network_config=config.network,
+        config=config.train,
+        seed=train_seed,
+        device=device,
+    )
+    reconstruction = trainer.run().reconstruction
+    genes = preparation.genes
+    predict = _Prediction(held_out[:, genes], config.preprocess.normalization)
+    per_spot = np.stack([predict(torch.lerp(filtered, reconstruction, share), filtered) for share in _SHARES])
+    difference = per_spot - per_spot[0]
+    error = difference.std(1) / np.sqrt(len(chosen))
+    mean = difference.mean(1)
+    best = int(np.argmin(mean))
+    clear = mean[best] < -_ERRORS * error[best]
+    return ShareEvidence(
+        float(-mean[best] / per_spot[0].mean()) if clear else 0.0,
+        np.array(_SHARES),
+        per_spot.mean(1),
+        float(predict(features, features).mean()),
+        error,
+    )
+
+
+def rows_of(counts: Any, rows: np.ndarray) -> sparse.csr_matrix:
+    """The counts of some spots, in that order, CSR float32; from disk in one pass."""
+    source = CountRows(counts)
+    if sparse.issparse(source.counts):
+        return sparse.csr_matrix(source.counts[rows], dtype=np.float32)
+    ascending = np.sort(rows)
+    parts = [
+        block[ascending[(ascending >= place.start) & (ascending < place.stop)] - place.start]
+        for place, block in source
+    ]
+    return sparse.vstack(parts, format="csr")[np.searchsorted(ascending, rows)]
+
+
+def thin(counts: sparse.csr_matrix, share: float, seed: int) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+    """Keep each count with probability ``share``; what is kept, and the rest.
+
+    Values that are not integers are rounded.
+    """
+    rng = np.random.default_rng(seed)
+    whole = np.rint(counts.data).astype(np.int64)
+    kept = rng.binomial(whole, share)
+    return _without_zeros(kept, counts), _without_zeros(whole - kept, counts)
+
+
+def _without_zeros(values: np.ndarray, like: sparse.csr_matrix) -> sparse.csr_matrix:
+    matrix = sparse.csr_matrix(
+        (values.astype(np.float32), like.indices.copy(), like.indptr.copy()), shape=like.shape
+    )
+    matrix.eliminate_zeros()
+    return matrix
+
+
+class _Prediction:
+    """Poisson deviance per spot of held-out counts, predicted from features of the counts kept.
+
+    The logarithm of the rates is linear in the features. The map is fitted by least squares to the held-out counts of
+    every other block of spots and evaluated on the rest, then the other way round: its scale is right for
+    what it is fitted to, so that a reconstruction does not win merely because it varies less.
+    """
+
+    def __init__(self, held_out: sparse.csr_matrix, normalization: str) -> None:
+        self.counts = sparse.csr_matrix(held_out)
+        self.expression = NormalizedCounts(held_out, normalization)[:]
+        self.depth = np.asarray(held_out.sum(1), dtype=np.float64).ravel()
+        self.halves = np.arange(len(self.depth)) // max(1, min(_BLOCK, len(self.depth) // 4)) % 2
+
+    def __call__(self, features: torch.Tensor, fitted_to: torch.Tensor) -> np.ndarray:
+        """From ``features``, by the map fitted to ``fitted_to``: (N,), float64."""
+        X, F = (
+            np.column_stack([np.ones(len(part)), part.detach().cpu().double().numpy()])
+            for part in (features, fitted_to)
+        )
+        deviance = np.empty(len(X))
+        for half in (0, 1):
+            fitted, rest = np.flatnonzero(self.halves == half), np.flatnonzero(self.halves != half)
+            deviance[rest] = self._of_rows(rest, X[rest], fitted, F[fitted])
+        return deviance
+
+    def _of_rows(self, rest: np.ndarray, X: np.ndarray, fitted: np.ndarray, F: np.ndarray) -> np.ndarray:
+        ridge = _RIDGE * np.square(F[:, 1:]).sum() * np.eye(F.shape[1])
+        ridge[0, 0] = 0.0  # not of the intercept
+        coefficients = np.linalg.solve(F.T @ F + ridge, np.asarray((self.expression[fitted].T @ F).T))
+        total = np.asarray(self.counts[fitted].sum(0), dtype=np.float64).ravel()
+        predicted = (self.depth[fitted] @ np.exp(F @ coefficients))[None]
+        scale = np.where(total > 0, total, 0.5) / predicted  # each gene has its total in the fitted half
+        rates = (np.exp(X @ coefficients) * scale).astype(np.float32)
+        expected = rates.sum(1, dtype=np.float64) * self.depth[rest]
+        counts = self.counts[rest].tocoo()
+        values = rates[counts.row, counts.col].astype(np.float64) * self.depth[rest][counts.row]
+        of_counts = np.bincount(counts.row, counts.data * np.log(counts.data / values), minlength=len(X))
+        totals = np.bincount(counts.row, counts.data, minlength=len(X))
+        return np.asarray(2 * (of_counts - totals + expected))

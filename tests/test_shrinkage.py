@@ -1,0 +1,267 @@
+"""The shrinkage of the mixture by held-out blocks, and the average of several fits."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import logsumexp, softmax
+from scipy.stats import multivariate_normal
+from sklearn.metrics import adjusted_rand_score
+
+from amilst_lite.cluster import shrinkage as module
+from amilst_lite.cluster.shrinkage import fit_average, held_out, match_components, principal_axes_of
+
+
+def groups(n=400, k=3, d=6, apart=4.0, seed=0):
+    """Every block of consecutive rows holds all k groups; correlated noise."""
+    rng = np.random.default_rng(seed)
+    truth = rng.permutation(np.arange(n) % k)
+    mixing = rng.normal(size=(d, d)) / np.sqrt(d)
+    X = apart * np.eye(k, d)[truth] + rng.normal(size=(n, d)) @ mixing
+    return X.astype(np.float32), truth
+
+
+def covariance_of(density):
+    factor = density[2]
+    return np.linalg.inv(factor @ factor.T)
+
+
+def log_joint(X, density):
+    weights, means, _ = density
+    covariance = covariance_of(density)
+    return np.stack(
+        [
+            np.log(w) + multivariate_normal(m, covariance).logpdf(X)
+            for w, m in zip(weights, means, strict=True)
+        ]
+    )
+
+
+def log_density(X, density):
+    return logsumexp(log_joint(X, density), axis=0)
+
+
+def posterior_of(X, density):
+    return softmax(log_joint(X, density), axis=0).T
+
+
+def test_principal_axes_keep_distances_and_drop_empty_columns():
+    X, _ = groups()
+    wide = np.concatenate([X, np.zeros((len(X), 2), np.float32), X[:, :1]], 1)
+    axes = principal_axes_of(wide)
+    assert axes.shape == (len(X), 6)
+    variances = axes.var(0)
+    assert (np.diff(variances) <= 1e-4).all()
+    np.testing.assert_allclose(np.cov(axes.T), np.diag(variances * len(X) / (len(X) - 1)), atol=1e-3)
+    centered = wide - wide.mean(0)
+    np.testing.assert_allclose(axes @ axes.T, centered @ centered.T, rtol=1e-3, atol=1e-2)
+
+
+def test_held_out_likelihood_is_that_of_the_other_half(monkeypatch):
+    X, _ = groups()
+    densities = []
+    original = module._Path.search
+
+    def recording(self, share):
+        densities.append(original(self, share))
+        return densities[-1]
+
+    monkeypatch.setattr(module._Path, "search", recording)
+    shares = [0.05, 0.5]
+    likelihood, agreement = held_out(torch.from_numpy(X), 3, shares, n_init=6)
+    half = np.arange(len(X)) // 100 % 2
+    for place in range(2):
+        expected = log_density(X[half == 1], densities[place]).sum()
+        expected += log_density(X[half == 0], densities[2 + place]).sum()
+        assert likelihood[place] == pytest.approx(expected / len(X), rel=1e-5)
+    best = int(np.argmax(likelihood))
+    first, second = (posterior_of(X, densities[2 * part + best]) for part in (0, 1))
+    overlap = first.T @ second
+    most = max(overlap[range(3), order].sum() for order in map(list, permutations(range(3))))
+    assert agreement == pytest.approx(most / len(X), rel=1e-5) and agreement > 0.9
+
+
+def test_covariance_is_shrunken_by_the_share():
+    X, truth = groups(n=600, apart=12.0)
+    path = module._Path(torch.from_numpy(X), 3, "tied", 4, 0, torch.device("cpu"))
+    within = np.mean([np.cov(X[truth == k].T, ddof=0) for k in range(3)], axis=0)
+    for share in (0.0, 0.3, 0.9):
+        expected = (1 - share) * within + share * np.trace(within) / 6 * np.eye(6)
+        np.testing.assert_allclose(covariance_of(path.fit(share)), expected, rtol=0.02, atol=0.01)
+
+
+def test_given_shrinkage_is_the_only_one_compared():
+    X, truth = groups()
+    average = fit_average(X, 3, shrinkage=0.25, n_init=4)
+    assert average.evidence.shares.tolist() == [0.25]
+    assert average.evidence.columns.tolist() == [3, 4, 6]
+    np.testing.assert_allclose(average.evidence.weights, 1 / 3)
+    assert adjusted_rand_score(truth, average.labels) > 0.95
+
+
+def test_weights_are_zero_beyond_a_nat_and_fall_with_the_gap():
+    likelihood = np.array([-5.0, -4.2, -4.0, -4.9, -5.1, np.nan])
+    weights = module._weights(likelihood, best_only=False)
+    np.testing.assert_allclose(weights, [np.exp(-1.0), np.exp(-0.2), 1, np.exp(-0.9), 0, 0])
+    np.testing.assert_array_equal(module._weights(likelihood, best_only=True), [0, 0, 1, 0, 0, 0])
+
+
+def test_many_rows_need_less_of_the_sphere_than_few():
+    rng = np.random.default_rng(0)
+    scales = np.array([0.2, 0.2, 0.2, 4, 4, 4])
+
+    def best_share(n):
+        truth = rng.permutation(np.arange(n) % 3)
+        X = np.eye(3, 6)[truth] + rng.normal(size=(n, 6)) * scales
+        likelihood, _ = held_out(torch.from_numpy(X.astype(np.float32)), 3, module.SHARES, n_init=8)
+        return module.SHARES[int(np.argmax(likelihood))]
+
+    assert best_share(2000) <= 0.03
+    few = groups(n=40, d=6, apart=0.5)[0]
+    likelihood, _ = held_out(torch.from_numpy(few), 3, module.SHARES, n_init=8)
+    assert module.SHARES[int(np.argmax(likelihood))] >= 0.2
+
+
+def test_matching_recovers_permutations():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(5, size=500)
+    orders = [rng.permutation(5) for _ in range(4)]
+    posteriors = np.stack([np.eye(5)[order[labels]] for order in orders])  # (P, N, K)
+    overlap = np.einsum("pni,qnj->piqj", posteriors, posteriors)
+    target = match_components(overlap, np.array([0.4, 0.3, 0.2, 0.1]))
+    matched = [target[fit][orders[fit][labels]] for fit in range(4)]
+    for other in matched[1:]:
+        np.testing.assert_array_equal(matched[0], other)
+    assert all(sorted(row) == list(range(5)) for row in target)
+
+
+def test_labels_do_not_depend_on_the_basis_of_the_columns():
+    X, truth = groups(n=500, apart=3.0)
+    rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(6, 6)))[0].astype(np.float32)
+    first, second = fit_average(X, 3, n_init=8), fit_average(X @ rotation, 3, n_init=8)
+    assert adjusted_rand_score(first.labels, second.labels) > 0.99
+    assert adjusted_rand_score(truth, first.labels) > 0.8
+
+
+def test_temperature_gives_the_mean_confidence():
+    posterior = np.random.default_rng(0).dirichlet([0.05] * 4, size=3000).astype(np.float32)
+    temperature, flat = module._tempered(posterior, 0.7)
+    assert flat.max(1).mean() == pytest.approx(0.7, abs=2e-3) and temperature > 1
+    some = posterior.min(1) > 1e-9
+    odds, flattened = (np.log(p[some, 0] / p[some, 1]) for p in (posterior, flat))
+    np.testing.assert_allclose(flattened, odds / temperature, rtol=1e-3, atol=1e-4)
+    assert module._tempered(posterior, 0.999)[0] == 1  # never sharper than the mixture itself
+    assert module._tempered(posterior, 0.1)[0] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("columns", [(1.0,), (0.5, 1.0)])
+def test_posteriors_of_the_fits_are_averaged_and_tempered(monkeypatch, columns):
+    X, _ = groups(n=600, apart=3.0)
+    monkeypatch.setattr(module, "COLUMNS", columns)
+    fits = []
+    original = module._Path.fit
+
+    def recording(self, share):
+        fits.append((share, original(self, share)))
+        return fits[-1][1]
+
+    monkeypatch.setattr(module._Path, "fit", recording)
+    average = fit_average(X, 3, n_init=8)
+    evidence = average.evidence
+    assert evidence.weights.sum() == pytest.approx(1)
+    gap = np.nanmax(evidence.log_likelihood, 1, keepdims=True) - evidence.log_likelihood
+    assert ((evidence.weights > 0) == (gap <= 1)).all()
+    weights = evidence.weights[evidence.weights > 0]
+    assert len(fits) == len(weights) > 1
+    assert [share for share, _ in fits] == evidence.shares[np.nonzero(evidence.weights)[1]].tolist()
+    axes = principal_axes_of(X)
+    expected = np.zeros((600, 3))
+    for weight, (_, density) in zip(weights, fits, strict=True):
+        posterior = posterior_of(axes[:, : density[1].shape[1]], density)
+        order = max(
+            permutations(range(3)), key=lambda order: (average.probabilities * posterior[:, order]).sum()
+        )
+        expected += weight * posterior[:, order]
+    expected = np.maximum(expected, 1e-12) ** (1 / evidence.temperature)
+    np.testing.assert_allclose(average.probabilities, expected / expected.sum(1, keepdims=True), atol=1e-4)
+
+
+def test_a_component_that_the_average_leaves_empty(monkeypatch):
+    X, truth = groups(n=600, apart=3.0)
+    averaged = []
+    original = module._averaged
+
+    def losing_a_component(X, fits, *rest):
+        averaged.append([weight for _, weight, _ in fits])
+        posterior = original(X, fits, *rest)
+        if len(fits) > 1:
+            posterior[:, 0] = 0
+        return posterior
+
+    monkeypatch.setattr(module, "_averaged", losing_a_component)
+    average = fit_average(X, 3, n_init=8)
+    assert len(averaged) == 2 and averaged[1] == [max(averaged[0])]
+    assert sorted(average.evidence.weights.ravel())[-2:] == [0, 1]
+    assert adjusted_rand_score(truth, average.labels) > 0.8
+
+
+@pytest.mark.parametrize(("n", "k"), [(2, 2), (3, 3), (5, 5), (20, 15)])
+def test_nearly_as_many_components_as_rows(n, k):
+    X = np.random.default_rng(0).normal(size=(n, 4)).astype(np.float32)
+    average = fit_average(X, k, n_init=4)
+    assert len(np.unique(average.labels)) == k
+    np.testing.assert_allclose(average.probabilities.sum(1), 1, atol=1e-5)
+
+
+def test_mean_confidence_follows_from_the_agreement(monkeypatch):
+    rng = np.random.default_rng(0)
+    X = (2 * np.eye(3, 6)[rng.integers(3, size=600)] + rng.normal(size=(600, 6))).astype(np.float32)
+    targets = []
+    original = module._tempered
+    monkeypatch.setattr(
+        module, "_tempered", lambda posterior, target: targets.append(target) or original(posterior, target)
+    )
+    average = fit_average(X, 3, n_init=8)
+    np.testing.assert_allclose(average.probabilities.sum(1), 1, atol=1e-5)
+    assert targets == [pytest.approx(np.sqrt(average.evidence.agreement.mean()))]
+    confidence, temperature = average.probabilities.max(1).mean(), average.evidence.temperature
+    assert 1 <= temperature < 100
+    assert confidence == pytest.approx(targets[0], abs=2e-3) if temperature > 1 else confidence <= targets[0]
+    assert np.array_equal(average.labels, average.probabilities.argmax(1))
+
+
+def test_same_seed_same_bits():
+    X, _ = groups(apart=1.0)
+    first, second = (fit_average(X, 4, n_init=6, seed=3).probabilities for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("model", ["tied_spherical", "spherical", "tied_diag", "diag", "tied", "full"])
+def test_every_covariance_model_finds_separate_groups(model):
+    X, truth = groups(apart=12.0)
+    assert adjusted_rand_score(truth, fit_average(X, 3, covariance_type=model, n_init=4).labels) == 1
+
+
+def test_many_rows_are_compared_on_some_blocks(monkeypatch):
+    monkeypatch.setattr(module, "_MOST_ROWS", 600)
+    X, truth = groups(n=3000, apart=6.0)
+    sizes = []
+    original = module._Path.__init__
+
+    def recording(self, X, *args, **options):
+        sizes.append(len(X))
+        original(self, X, *args, **options)
+
+    monkeypatch.setattr(module._Path, "__init__", recording)
+    average = fit_average(X, 3, n_init=6)
+    assert sizes == [300] * 6 + [3000] * 3  # two halves for each number of columns, then all rows
+    assert (average.evidence.weights > 0).sum(1).tolist() == [1, 1, 1]
+    assert adjusted_rand_score(truth, average.labels) > 0.97
+
+
+def test_columns_without_variance_and_few_rows():
+    X, _ = groups(n=24, apart=12.0)
+    X[:, 3:] = 0
+    average = fit_average(X, 3, n_init=4)
+    assert np.isfinite(average.probabilities).all() and len(np.unique(average.labels)) == 3
