@@ -120,7 +120,9 @@ def estimate(
         + search_seconds * (1 if n_domains is not None else 3)
         + 4e-6 * n_spots
     )
-    fixed = 4.0 + 7e-8 * n_entries + 4.7e-5 * n_spots
+    # the network's share is decided on a part of the section
+    decided = 1.0 if config.cluster.network_share is None and config.train.recipe == "default" else 0.0
+    fixed = 4.0 + decided + 7e-8 * n_entries + 4.7e-5 * n_spots
     return Estimate(
         ram_bytes=int(_BASE + counts + (0.6 * spots if on_gpu else work)),
         vram_bytes=int(vram) if on_gpu else None,

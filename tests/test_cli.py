@@ -17,7 +17,7 @@ import pytest
 import amilst_lite as amilst
 from amilst_lite.cli import main
 
-QUICK = ["--epochs", "4", "--n-networks", "2", "--n-init", "6"]
+QUICK = ["--epochs", "4", "--n-networks", "2", "--n-init", "6", "--shrinkage", "0.2"]
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from amilst_lite.train import TRAINERS
 if (reason := simulation.unsupported()) is not None:
     pytest.skip(reason, allow_module_level=True)
 
-FAST = {"epochs": 10, "n_networks": 2, "n_init": 8}
+FAST = {"epochs": 10, "n_networks": 2, "n_init": 8, "shrinkage": 0.2}
 
 
 @pytest.fixture(autouse=True)

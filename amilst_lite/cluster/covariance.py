@@ -200,6 +200,7 @@ class Setting:
         complete = forward.shape[0] == forward.shape[1]
         # where directions are omitted, forward also measures what lies in them
         self.sphere = forward.T @ forward if complete else torch.linalg.inv(self.metric)
+        self.sphere_log_det = torch.logdet(self.sphere)
 
     @property
     def d(self) -> int:
@@ -317,7 +318,7 @@ def _penalty(
         trace = (precision.reshape(covariances.shape) * setting.sphere.diagonal()).sum(-1)
     else:
         return torch.zeros(len(covariances), dtype=covariances.dtype)
-    sphere_log_det = torch.logdet(setting.sphere) + d * variance.log()
+    sphere_log_det = setting.sphere_log_det + d * variance.log()
     divergence = 0.5 * (log_det - sphere_log_det + variance * trace - d)
     return setting.prior * divergence.reshape(len(covariances), -1).sum(1)
 

@@ -3,7 +3,7 @@
 The likelihood of the spots that were fitted keeps rising with the number of components, and so, on tissue, do
 criteria that count spots as independent observations (BIC, ICL). The likelihood of blocks of spots that were left out
 stops rising when more components describe only the blocks they were fitted to (`amilst_lite.cluster.shrinkage`).
-Towards its maximum it is flat: the smallest number within half a nat a spot of the best is chosen.
+Towards its maximum it is flat: the smallest number within 0.8 nats a spot of the best is chosen.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .shrinkage import SHARES, held_out, principal_axes_of
 
 __all__ = ["Selection", "select_n_domains"]
 
-_SLACK = 0.5
+_SLACK = 0.8
 """Nats a spot that a smaller number of domains may lose."""
 _PATIENCE, _CLEARLY = 3, 3.0
 """Larger numbers are not tried after so many without a new best, or once so many nats a spot below it."""
@@ -37,7 +37,7 @@ class Selection:
     Attributes
     ----------
     n_domains : int
-        The smallest K whose held-out likelihood is within half a nat a spot of the best.
+        The smallest K whose held-out likelihood is within 0.8 nats a spot of the best.
     runners_up : tuple of int
         At most three other K, those of highest held-out likelihood first.
     table : DataFrame
@@ -53,7 +53,7 @@ class Selection:
 
 def select_n_domains(
     embedding: np.ndarray,
-    candidates: Sequence[int] = tuple(range(2, 16)),
+    candidates: Sequence[int] = tuple(range(3, 16)),
     config: ClusterConfig | None = None,
     *,
     seed: int = 0,
@@ -68,7 +68,7 @@ def select_n_domains(
         The values that are clustered, one row per spot, in an order in which neighbors in space are near each other
         (``SpatialGraph.order``).
     candidates : sequence of int
-        The K to compare, each >= 2; those above a tenth of the number of spots are skipped. They are tried in
+        The K to compare, each >= 2; those above 3 and a tenth of the number of spots are skipped. They are tried in
         ascending order, until the likelihood has stopped rising.
     config : ClusterConfig
         Settings of the mixture; the defaults if None.
@@ -90,7 +90,7 @@ def select_n_domains(
     """
     config = ClusterConfig() if config is None else config
     n_spots = len(embedding)
-    usable = sorted({int(k) for k in candidates if 2 <= k <= max(2, n_spots // 10)})
+    usable = sorted({int(k) for k in candidates if 2 <= k <= max(3, n_spots // 10)})
     if not usable or n_spots < 20:
         raise InputError(
             f"Expected at least 20 spots and candidates from 2 to a tenth of the number of spots; found {n_spots} "
