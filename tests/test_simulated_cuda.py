@@ -280,12 +280,13 @@ def test_depth_on_the_device_equals_the_cpu(X, tissue):
 
 
 @pytest.mark.parametrize(
-    "cluster", [{"method": "kmeans"}, {"cluster_on": "latent", "covariance_type": "diag"}]
+    "cluster",
+    [{"method": "kmeans"}, {"cluster_on": "latent", "covariance_type": "diag", "shrinkage": None}],
 )
 def test_other_clusterings_equal_the_cpu(X, tissue, cluster):
-    on_cpu = fit(X, tissue, "cpu", **FAST, **cluster)
+    on_cpu = fit(X, tissue, "cpu", **{**FAST, **cluster})
     with simulated_cuda():
-        on_cuda = fit(X, tissue, "cuda", **FAST, **cluster)
+        on_cuda = fit(X, tissue, "cuda", **{**FAST, **cluster})
     np.testing.assert_array_equal(on_cuda.labels_, on_cpu.labels_)
 
 
