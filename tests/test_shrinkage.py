@@ -63,9 +63,10 @@ def test_held_out_likelihood_is_that_of_the_other_half(monkeypatch):
     densities = []
     original = module._Path.search
 
-    def recording(self, share):
-        densities.append(original(self, share))
-        return densities[-1]
+    def recording(self, shares):
+        found = original(self, shares)
+        densities.extend(found)
+        return found
 
     monkeypatch.setattr(module._Path, "search", recording)
     shares = [0.05, 0.5]
@@ -86,9 +87,21 @@ def test_covariance_is_shrunken_by_the_share():
     X, truth = groups(n=600, apart=12.0)
     path = module._Path(torch.from_numpy(X), 3, "tied", 4, 0, torch.device("cpu"))
     within = np.mean([np.cov(X[truth == k].T, ddof=0) for k in range(3)], axis=0)
-    for share in (0.0, 0.3, 0.9):
+    shares = [0.0, 0.3, 0.9]
+    for share, density in zip(shares, path.fit(shares), strict=True):
         expected = (1 - share) * within + share * np.trace(within) / 6 * np.eye(6)
-        np.testing.assert_allclose(covariance_of(path.fit(share)), expected, rtol=0.02, atol=0.01)
+        np.testing.assert_allclose(covariance_of(density), expected, rtol=0.02, atol=0.01)
+
+
+@pytest.mark.parametrize("covariance_type", ["tied", "full", "diag", "tied_diag"])
+def test_shares_in_one_batch_are_fitted_as_each_alone(covariance_type):
+    X, _ = groups(apart=3.0)
+    shares = [0.05, 0.3, 0.8]
+    path = module._Path(torch.from_numpy(X), 3, covariance_type, 5, 0, torch.device("cpu"))
+    together = path.fit(shares)
+    for share, density in zip(shares, together, strict=True):
+        for found, expected in zip(density, path.fit([share])[0], strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_given_shrinkage_is_the_only_one_compared():
@@ -162,9 +175,10 @@ def test_posteriors_of_the_fits_are_averaged_and_tempered(monkeypatch, columns):
     fits = []
     original = module._Path.fit
 
-    def recording(self, share):
-        fits.append((share, original(self, share)))
-        return fits[-1][1]
+    def recording(self, shares):
+        found = original(self, shares)
+        fits.extend(zip(shares, found, strict=True))
+        return found
 
     monkeypatch.setattr(module._Path, "fit", recording)
     average = fit_average(X, 3, n_init=8)

@@ -28,6 +28,7 @@ float64 on the CPU, also when the rows are on a GPU.
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -180,9 +181,9 @@ class Setting:
         Sum over the working rows of z zᵀ, float64 on the CPU.
     reg : float
         Added to the variances, whose working scale is 1.
-    prior : float
-        Prior strength in pseudo-observations: shrinkage towards covariances that are spherical in the
-        units of the data.
+    prior : float or torch.Tensor of shape (R,)
+        Prior strength in pseudo-observations, of all mixtures or of each: shrinkage towards covariances that
+        are spherical in the units of the data.
     scale : WorkingScale
     """
 
@@ -190,10 +191,11 @@ class Setting:
     n: int
     scatter: torch.Tensor
     reg: float
-    prior: float
+    prior: float | torch.Tensor
     scale: WorkingScale
 
     def __post_init__(self) -> None:
+        self.shrinks = bool((torch.as_tensor(self.prior) > 0).any())
         forward, backward = torch.from_numpy(self.scale.forward), torch.from_numpy(self.scale.backward)
         # in working coordinates: the unit sphere of the data, and the metric of their variance
         self.metric = backward @ backward.T
@@ -201,6 +203,14 @@ class Setting:
         # where directions are omitted, forward also measures what lies in them
         self.sphere = forward.T @ forward if complete else torch.linalg.inv(self.metric)
         self.sphere_log_det = torch.logdet(self.sphere)
+
+    def __getitem__(self, restarts: torch.Tensor) -> Setting:
+        """The setting of these restarts."""
+        if not isinstance(self.prior, torch.Tensor):
+            return self
+        chosen = copy(self)
+        chosen.prior = self.prior[restarts]
+        return chosen
 
     @property
     def d(self) -> int:
@@ -229,7 +239,7 @@ def maximize(moments: torch.Tensor, setting: Setting) -> Parameters:
         covariances = (setting.scatter.diagonal() - (weighted * means).sum(1)) / total[:, None]  # (R, d)
         if model == "tied_spherical":
             covariances = covariances.mean(1)
-    if setting.prior > 0:
+    if setting.shrinks:
         covariances = _shrink(covariances, total if model in TIED else counts, setting)
     return Parameters(counts / total[:, None], means, _regularize(covariances, setting))
 
@@ -244,7 +254,8 @@ def _shrink(covariances: torch.Tensor, counts: torch.Tensor, setting: Setting) -
         sphere, counts = setting.sphere.diagonal(), counts[..., None]
     else:
         return covariances
-    return (counts * covariances + setting.prior * variance * sphere) / (counts + setting.prior)
+    prior = torch.as_tensor(setting.prior, dtype=counts.dtype).reshape(-1, *(1,) * (counts.ndim - 1))
+    return (counts * covariances + prior * variance * sphere) / (counts + prior)
 
 
 def _regularize(covariances: torch.Tensor, setting: Setting) -> torch.Tensor:
@@ -294,7 +305,7 @@ def natural(parameters: Parameters, setting: Setting) -> tuple[torch.Tensor, tor
         precision = 1 / variances
         if model in TIED:
             constant += (quadratic[:, 0] * setting.scatter.diagonal()).sum(1)
-    if setting.prior > 0:
+    if setting.shrinks:
         constant -= _penalty(covariances, precision, log_det, setting)
     if model in TIED:
         log_det = log_det[:, None]

@@ -459,8 +459,8 @@ def em(
         torch.zeros(n_restarts, dtype=torch.bool),
     )
     for _ in range(max_iter):
-        moments, objective = _e_step(rows, fits.parameters[active], setting, dtype)
-        parameters, reseeded = _m_step(rows, moments, setting, generator)
+        moments, objective = _e_step(rows, fits.parameters[active], setting[active], dtype)
+        parameters, reseeded = _m_step(rows, moments, setting[active], generator)
         change = (objective - fits.objective[active]).abs()
         done = (change < tol[active] * (1 + objective.abs())) & ~reseeded
         fits.parameters[active] = parameters
@@ -523,7 +523,7 @@ def _m_step(
 def _least_count(setting: Setting, n_components: int) -> float:
     """Number of rows below which the covariance of a component is singular in any case."""
     least = {"full": setting.d + 1.0, "diag": 2.0, "spherical": 2.0}.get(setting.model, 0.5)
-    if setting.prior > 0:
+    if setting.shrinks:
         least = 0.5
     return min(least, 0.5 * setting.n / n_components)
 

@@ -27,7 +27,7 @@ from .blocks import block_threads, over_blocks, sum_over_blocks
 from .covariance import Parameters, Setting
 from .features import TIED, Rows
 from .mixture import GaussianMixture, em
-from .starts import agglomerated_labels, short_kmeans
+from .starts import short_kmeans
 
 __all__ = [
     "SHARES",
@@ -174,23 +174,24 @@ def fit_average(
         for row, width in enumerate(columns):
             path = _Path(
                 rotated[:, :width], n_components, covariance_type, n_init, seeds[len(columns) + row], resolved,
-                agglomerated=True,
             )  # fmt: skip
+            used = np.flatnonzero(weights[row])
+            densities = path.fit(shares[used].tolist())
             fits.extend(
-                (int(width), float(weights[row, place]), path.fit(float(shares[place])))
-                for place in np.flatnonzero(weights[row])
+                (int(width), float(weight), density)
+                for weight, density in zip(weights[row, used], densities, strict=True)
             )
         average = _averaged(rotated, fits, resolved, models.canonical_model(covariance_type))
         labels = average.argmax(1)
         if len(np.unique(labels)) < n_components:
             # the average of fits that disagree can leave a component without rows; one of the fits may not
-            used = np.argwhere(weights > 0)  # in the order of the fits
+            places = np.argwhere(weights > 0)  # in the order of the fits
             for place in sorted(range(len(fits)), key=lambda place: -fits[place][1]):
                 single = _averaged(rotated, [fits[place]], resolved, models.canonical_model(covariance_type))
                 if len(np.unique(single.argmax(1))) == n_components:
                     average, labels = single, single.argmax(1)
                     weights = np.zeros_like(weights)
-                    weights[tuple(used[place])] = 1.0
+                    weights[tuple(places[place])] = 1.0
                     break
     temperature, probabilities = _tempered(average, float(np.sqrt(agreement.mean())))
     evidence = Evidence(np.asarray(columns), shares, likelihood, weights, agreement, temperature)
@@ -243,7 +244,7 @@ def held_out(
         for half in (0, 1):
             fitted, rest = (X[torch.from_numpy(halves == part)] for part in (half, 1 - half))
             path = _Path(fitted, n_components, covariance_type, n_init, seed, device)
-            densities.append([path.search(share) for share in shares])
+            densities.append(path.search(shares))
             total += [_log_likelihood(rest, density, model, device) for density in densities[-1]]
         best = int(np.argmax(total))
         gram = _overlaps(X, [(X.shape[1], density[best]) for density in densities], model, device)
@@ -277,7 +278,6 @@ class _Path:
         n_init: int,
         seed: int,
         device: torch.device,
-        agglomerated: bool = False,
     ) -> None:
         self.model = models.canonical_model(covariance_type)
         self.mixture = GaussianMixture(n_components, covariance_type=covariance_type)
@@ -296,47 +296,50 @@ class _Path:
         deviation[deviation == 0] = 1
         # in the units of the data, whitened and half whitened: neither finds the best optimum on every section
         spaces = [array / deviation**power for power in (0.0, 1.0, 0.5)]
-        n_random = max(1, n_init - agglomerated)
-        labels = [short_kmeans(spaces, n_components, n_random, device, self.generator)]
-        if agglomerated:
-            labels.insert(0, agglomerated_labels(array, n_components).to(device))
-        self.moments = torch.cat([self.rows.hard_moments(each, n_components) for each in labels])
+        labels = short_kmeans(spaces, n_components, n_init, device, self.generator)
+        self.moments = self.rows.hard_moments(labels, n_components)
 
-    def _with_share(self, setting: Setting, share: float) -> Setting:
+    def _with_shares(self, setting: Setting, shares: Sequence[float], n_each: int) -> Setting:
+        """The setting for ``n_each`` mixtures of each share, one share after the other."""
         n = setting.n if self.model in TIED else setting.n / self.mixture.n_components
+        share = torch.tensor(shares, dtype=torch.float64).repeat_interleave(n_each)
         return replace(setting, prior=n * share / (1 - share), reg=max(setting.reg, 1e-6))
 
-    def _best(self, share: float) -> Parameters:
-        """The best of all restarts."""
-        setting = self._with_share(self.setting, share)
-        parameters = models.maximize(self.moments, setting)
-        for steps, kept in zip(_STEPS, (_KEPT, 1), strict=True):
-            tol = torch.full((len(parameters.weights),), _TOL, dtype=torch.float64)
+    def _best(self, shares: Sequence[float]) -> Parameters:
+        """The best of all restarts for each share; those of all shares are one batch."""
+        kept = len(self.moments)
+        setting = self._with_shares(self.setting, shares, kept)
+        parameters = models.maximize(self.moments.repeat(len(shares), 1, 1), setting)
+        for steps, next_kept in zip(_STEPS, (min(kept, _KEPT), 1), strict=True):
+            setting = self._with_shares(self.setting, shares, kept)
+            tol = torch.full((len(shares) * kept,), _TOL, dtype=torch.float64)
             fits = em(self.rows, parameters, setting, steps, tol, torch.float32, self.generator)
-            order = torch.sort(fits.objective, descending=True, stable=True).indices[:kept]
-            parameters = fits.parameters[order]
+            objective = fits.objective.view(len(shares), kept)
+            order = torch.sort(objective, descending=True, stable=True).indices[:, :next_kept]
+            parameters = fits.parameters[(order + kept * torch.arange(len(shares))[:, None]).flatten()]
+            kept = next_kept
         return parameters
 
-    def search(self, share: float) -> Density:
-        """The best of all restarts after a limited number of EM steps."""
-        return self._density(self._best(share))
+    def search(self, shares: Sequence[float]) -> list[Density]:
+        """For each share, the best of all restarts after a limited number of EM steps."""
+        return self._densities(self._best(shares))
 
-    def fit(self, share: float) -> Density:
+    def fit(self, shares: Sequence[float]) -> list[Density]:
         """The same, run to convergence on all rows."""
         steps, tol = (200, _TOL / 10) if self.rows is self.all_rows else (_FULL_STEPS, _TOL)
         fits = em(
-            self.all_rows, self._best(share), self._with_share(self.all_setting, share), steps,
-            torch.tensor([tol], dtype=torch.float64), torch.float32, self.generator,
+            self.all_rows, self._best(shares), self._with_shares(self.all_setting, shares, 1), steps,
+            torch.full((len(shares),), tol, dtype=torch.float64), torch.float32, self.generator,
         )  # fmt: skip
-        return self._density(fits.parameters)
+        return self._densities(fits.parameters)
 
-    def _density(self, parameters: Parameters) -> Density:
-        weights, means, covariances = self.setting.scale.to_data(parameters, self.model)
-        return (
-            weights,
-            means + self.mean.double().numpy(),
-            models.precisions_cholesky(covariances, self.model),
-        )
+    def _densities(self, parameters: Parameters) -> list[Density]:
+        densities = []
+        for place in torch.arange(len(parameters.weights)).split(1):
+            weights, means, covariances = self.setting.scale.to_data(parameters[place], self.model)
+            factors = models.precisions_cholesky(covariances, self.model)
+            densities.append((weights, means + self.mean.double().numpy(), factors))
+        return densities
 
 
 def _on_device(density: Density, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
