@@ -108,7 +108,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     score = _command(commands, "score", _score, "score domains against an annotation, as JSON", common)
     score.add_argument("input", metavar="RESULT", help="h5ad with domains, such as OUT/result.h5ad")
-    score.add_argument("--annotation", metavar="COLUMN|FILE", help="as for run (default: continuity only)")
+    score.add_argument(
+        "--annotation", metavar="COLUMN|FILE", help="as for run (default: only what needs none)"
+    )
     score.add_argument(
         "--domain", default="amilst_domain", metavar="COLUMN", help="to score (default: amilst_domain)"
     )

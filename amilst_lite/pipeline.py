@@ -246,16 +246,16 @@ def score(
     *,
     domain: str = keys.ResultKeys().domain,
     sample_key: str | None = None,
-) -> dict[str, float]:
-    """Agreement of the domains with an annotation, and their spatial continuity.
+) -> dict[str, Any]:
+    """Agreement of the domains with an annotation, their spatial continuity, and the integration of sections.
 
     Parameters
     ----------
     adata : AnnData
         With domains in ``obs``.
     annotation : str, optional
-        Column of ``obs`` with the annotation; spots without one are left out. If not given, only the
-        continuity scores are returned.
+        Column of ``obs`` with the annotation; spots without one are left out. If not given, the scores that
+        need it are left out.
     domain : str
         Column of ``obs`` with the domains.
     sample_key : str, optional
@@ -264,26 +264,33 @@ def score(
 
     Returns
     -------
-    dict of str to float
+    dict of str to float or dict
         ``ari``, ``nmi``, ``homogeneity``, ``completeness`` and ``n_scored`` (with an annotation);
-        ``chaos``, ``pas`` (lower is better) and ``silhouette`` (higher is better).
+        ``chaos``, ``pas`` (lower is better) and ``silhouette`` (higher is better); with two sections or more,
+        ``integration``: the dict of `amilst_lite.metrics.integration_scores`, in the embedding of the run that
+        wrote ``domain`` (``obsm["X_amilst"]`` if none did), without the scores that need it if there is none.
 
     Raises
     ------
     MissingKeyError
         A column or the coordinates are missing.
     InputError
-        Fewer than two annotated spots.
+        Fewer than two annotated spots; a spot without a section; an embedding with NaN.
     """
     _check_anndata(adata)
-    labels = _column(adata, domain)
-    scores: dict[str, float] = {}
-    if annotation is not None:
-        scores |= metrics.agreement(_column(adata, annotation).to_numpy(), labels.to_numpy())
-    if sample_key is None:
-        sample_key = _recorded_sample_key(adata, domain)
+    labels = _column(adata, domain).to_numpy()
+    truth = None if annotation is None else _column(adata, annotation).to_numpy()
+    key_added = _run_of(adata, domain)
+    if sample_key is None and key_added is not None:
+        sample_key = _mapping(record_of(adata, key_added)).get("sample_key")
     sample = None if sample_key is None else _sections(adata, sample_key)
-    return scores | metrics.continuity(labels.to_numpy(), coordinates_of(adata), sample)
+    scores: dict[str, Any] = {} if truth is None else dict(metrics.agreement(truth, labels))
+    scores |= metrics.continuity(labels, coordinates_of(adata), sample)
+    if sample is not None and pd.unique(sample).size > 1:
+        embedding = keys.ResultKeys(key_added or keys.DEFAULT_KEY).embedding
+        points = _representation(adata, embedding) if embedding in adata.obsm else None
+        scores["integration"] = metrics.integration_scores(labels, sample, points, truth)
+    return scores
 
 
 def describe(adata: ad.AnnData) -> list[str]:
@@ -435,14 +442,13 @@ def _sections(adata: ad.AnnData, sample_key: str) -> np.ndarray:
     return column.to_numpy()
 
 
-def _recorded_sample_key(adata: ad.AnnData, domain: str) -> str | None:
-    """The sample key of the run that wrote the column ``domain``."""
+def _run_of(adata: ad.AnnData, domain: str) -> str | None:
+    """``key_added`` of the run that wrote the column ``domain``."""
     for key in adata.uns:
-        record = record_of(adata, key)
-        if record is not None:
+        if record_of(adata, key) is not None:
             names = keys.ResultKeys(key)
             if domain in (names.domain, names.refined):
-                return record.get("sample_key")
+                return key
     return None
 
 

@@ -417,7 +417,27 @@ def test_score_of_sections_is_that_of_the_run(tmp_path, capsys):
     assert score() == score("--sample-key", "slide") == record["scores"]["domain"]
     assert score("--domain", "amilst_domain_refined") == record["scores"]["refined"]
     plain = score("--domain", "plain")
-    assert plain["chaos"] != score("--domain", "plain", "--sample-key", "slide")["chaos"]
+    by_slide = score("--domain", "plain", "--sample-key", "slide")
+    assert plain["chaos"] != by_slide["chaos"]
+    assert "integration" not in plain and by_slide["integration"]["labels"] == "domains"
+    annotated = score("--annotation", "ground_truth")["integration"]
+    assert annotated["labels"] == "annotation" and set(annotated["section_ari"]) == {"a", "b"}
+
+
+def test_undefined_scores_of_integration_are_null(tmp_path, capsys):
+    def divide(adata):
+        adata.obs["slide"] = np.where(np.arange(200) < 100, "a", "b")
+        adata.obs["one"] = "everywhere"
+        # annotated in one section only
+        adata.obs["half"] = adata.obs["ground_truth"].astype(object).where(adata.obs["slide"] == "a")
+        adata.obsm["X_amilst"] = np.random.default_rng(0).normal(size=(200, 4))
+
+    path = write(tmp_path / "two.h5ad", divide)
+    options = ["--domain", "one", "--annotation", "half", "--sample-key", "slide"]
+    assert main(["score", str(path), *options]) == 0
+    scores = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["integration"]
+    assert scores["section_ari"] == {"a": 0, "b": None} and scores["section_ari_mean"] == 0
+    assert scores["silhouette_batch"] is None and scores["silhouette_label"] is not None
 
 
 @pytest.mark.parametrize("command", [[], ["run"], ["demo"], ["simulate"], ["score"], ["info"]])

@@ -537,6 +537,44 @@ def test_score_uses_the_recorded_sections(section):
     assert amilst.score(adata, domain="plain") == _unsectioned(adata, "plain")
 
 
+def test_score_of_several_sections(done):
+    from amilst_lite import metrics
+
+    adata = done.copy()
+    adata.obs["slide"] = np.where(np.arange(300) % 3 == 0, "a", "b")
+    adata.obs["alone"] = "a"
+    plain = amilst.score(adata, "ground_truth")
+    assert "integration" not in plain
+    assert amilst.score(adata, "ground_truth", sample_key="alone") == plain
+    found = amilst.score(adata, "ground_truth", sample_key="slide")
+    labels, truth, slide = (adata.obs[name] for name in ("amilst_domain", "ground_truth", "slide"))
+    expected = metrics.integration_scores(labels, slide, adata.obsm["X_amilst"], truth)
+    assert found["integration"] == expected
+    assert set(expected["section_ari"]) == {"a", "b"} and expected["labels"] == "annotation"
+    assert found["ari"] == plain["ari"] and set(found) == {*plain, "integration"}
+    # without an annotation; of a column that no run wrote; and without an embedding
+    assert amilst.score(adata, sample_key="slide")["integration"]["labels"] == "domains"
+    of_truth = amilst.score(adata, domain="ground_truth", sample_key="slide")["integration"]
+    assert of_truth == metrics.integration_scores(truth, slide, adata.obsm["X_amilst"])
+    del adata.obsm["X_amilst"]
+    without = amilst.score(adata, "ground_truth", sample_key="slide")["integration"]
+    assert without == metrics.integration_scores(labels, slide, annotation=truth)
+    assert "ilisi" not in without
+
+
+def test_score_uses_the_embedding_of_the_run(done):
+    adata = done.copy()
+    adata.obs["slide"] = np.where(np.arange(300) % 3 == 0, "a", "b")
+    expected = amilst.score(adata, sample_key="slide")["integration"]
+    amilst.identify_domains(adata, K, seed=5, key_added="other", **QUICK)
+    other = amilst.score(adata, domain="other_domain", sample_key="slide")["integration"]
+    assert other["ilisi"] != expected["ilisi"]
+    assert amilst.score(adata, sample_key="slide")["integration"] == expected
+    adata.obsm["X_amilst"][3, 0] = np.nan
+    with pytest.raises(InputError, match="X_amilst.*NaN"):
+        amilst.score(adata, sample_key="slide")
+
+
 def _unsectioned(adata, domain):
     from amilst_lite import metrics
 
