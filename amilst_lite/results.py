@@ -26,7 +26,8 @@ __all__ = ["to_json", "write_results"]
 logger = logging.getLogger("amilst_lite")
 
 _FILES = (
-    "result.h5ad", "domains.csv", "run.json", "domains.png", "losses.png", "selection.png", "umap.png"
+    "result.h5ad", "domains.csv", "run.json", "domains.png", "composition.png", "losses.png", "selection.png",
+    "umap.png",
 )  # fmt: skip
 
 
@@ -51,8 +52,9 @@ def write_results(
     adata : AnnData
         After `identify_domains`.
     folder : path-like
-        Folder for ``result.h5ad``, ``domains.csv``, ``run.json``, ``domains.png`` and ``losses.png``, and
-        ``selection.png`` if the number of domains was chosen. Created if missing.
+        Folder for ``result.h5ad``, ``domains.csv``, ``run.json``, ``domains.png`` and ``losses.png``,
+        ``composition.png`` if there are several sections, and ``selection.png`` if the number of domains was
+        chosen. Created if missing.
     source : str
         What the section was read from, for the record.
     annotation : str, optional
@@ -236,6 +238,9 @@ def _figures(
         ),
         "losses.png": lambda: plot.losses(record["losses"]),
     }
+    sample_key = record.get("sample_key")
+    if sample_key in adata.obs and adata.obs[sample_key].nunique() > 1:
+        figures["composition.png"] = lambda: plot.composition(adata, sample_key, key=names.domain)
     if record["selection"]:
         table = {name: np.asarray(column) for name, column in record["selection"].items()}
         figures["selection.png"] = lambda: plot.selection_curve(table, record["n_domains"])

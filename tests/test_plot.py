@@ -499,6 +499,341 @@ def test_her2st_section(shared_dir):
     assert "none" in _legend(_panel(figure, "Annotation"))
 
 
+# -------------------------------------------------------------------------------------- several sections
+
+
+@pytest.fixture
+def joint(adata):
+    """Sections "b" (200 spots), "a" (70) and "c" (30, without annotation); "b" comes first."""
+    adata.obs["section"] = np.repeat(["b", "a", "c"], [200, 70, 30])
+    adata.obs.loc[adata.obs["section"] == "c", "layer"] = None
+    return adata
+
+
+def _panels(figure):
+    """The axes with spots; the others hold legends or a color bar."""
+    return [axis for axis in figure.axes if any(isinstance(i, EllipseCollection) for i in axis.collections)]
+
+
+def _legends(figure):
+    return {
+        axis.get_legend().get_title().get_text(): _legend(axis) for axis in figure.axes if axis.get_legend()
+    }
+
+
+def _inch(axis):
+    """Data units per inch along both axes, as drawn, and the extent of the limits."""
+    axis.figure.draw_without_rendering()
+    box = axis.get_window_extent()
+    extent = np.abs([np.diff(axis.get_xlim())[0], np.diff(axis.get_ylim())[0]])
+    return [*(extent / [box.width, box.height] * axis.figure.dpi), *extent]
+
+
+def test_each_section_has_a_panel_with_its_spots_and_name(joint):
+    figure = plot.domains(joint, sample_key="section")
+    panels = _panels(figure)
+    assert len(figure.axes) == 4 and _titles(figure) == ["b", "a", "c"]  # in order of first appearance
+    for axis, name in zip(panels, "bac", strict=True):
+        part = joint[joint.obs["section"] == name]
+        np.testing.assert_array_equal(_discs(axis).get_offsets(), part.obsm["spatial"])
+        expected = np.array(plot.palette(4))[part.obs["amilst_domain"].astype(int) - 1]
+        np.testing.assert_array_equal(_spot_colors(axis), expected)
+        (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
+        assert left < part.obsm["spatial"][:, 0].min() and part.obsm["spatial"][:, 0].max() < right
+        assert top < part.obsm["spatial"][:, 1].min() and part.obsm["spatial"][:, 1].max() < bottom
+    assert _legends(figure) == {"Domains": dict(zip("1234", plot.palette(4), strict=True))}
+
+
+def test_sections_in_the_order_of_their_categories(joint):
+    joint.obs["section"] = pd.Categorical(joint.obs["section"], ["c", "unused", "b", "a"])
+    assert _titles(plot.domains(joint, sample_key="section")) == ["c", "b", "a"]
+    joint.obs["number"] = np.repeat([10.0, 2.0], 150)
+    assert _titles(plot.domains(joint, sample_key="number")) == ["10", "2"]
+
+
+@pytest.mark.parametrize("annotation", [None, "layer"])
+def test_sections_have_the_same_scale(joint, annotation, tmp_path):
+    joint.obsm["spatial"][:200] *= [3.0, 1.5]
+    joint.obsm["spatial"][200:270] += 1e5
+    figure = plot.domains(joint, sample_key="section", annotation=annotation, title="two\nlines")
+    plot.save(figure, tmp_path / "figure.png", dpi=50)
+    scales = np.array([_inch(axis) for axis in _panels(figure)])
+    np.testing.assert_allclose(scales, np.tile(scales[0], (len(scales), 1)), rtol=1e-6)
+    assert scales[0, 0] == pytest.approx(scales[0, 1], rel=1e-6)
+
+
+def test_panels_of_several_sections_and_columns(joint):
+    figure = plot.domains(
+        joint, sample_key="section", refined="amilst_domain_refined", annotation="layer",
+        confidence="amilst_confidence", title="S",
+    )  # fmt: skip
+    panels = np.array(_panels(figure)).reshape(3, 4)
+    assert len(figure.axes) == 12 + 3 and figure.get_suptitle() == "S"
+    for row, name in zip(panels, "bac", strict=True):
+        part = joint[joint.obs["section"] == name].obs
+        titles = [axis.get_title(loc="left") for axis in row]
+        if name == "c":  # there is nothing to compare with
+            assert titles == ["Annotation", "Domains", "Refined", "Confidence"]
+        else:
+            own, refined = (
+                adjusted_rand_index(part["layer"], part[column])
+                for column in ("amilst_domain", "amilst_domain_refined")
+            )
+            assert titles == [
+                "Annotation", f"Domains  ·  ARI {own:.2f}", f"Refined  ·  ARI {refined:.2f}", "Confidence"
+            ]  # fmt: skip
+        assert [text.get_text() for text in row[0].texts] == [name] and not row[1].texts
+        assert np.ptp([axis.get_position().y0 for axis in row]) < 1e-9
+        np.testing.assert_array_equal(_discs(row[3]).get_array(), part["amilst_confidence"])
+        assert _discs(row[3]).get_clim() == _discs(panels[0, 3]).get_clim()
+    # one legend for both columns of domains, one for the annotation
+    legends = _legends(figure)
+    domains = dict(zip("1234", plot.palette(4), strict=True))
+    regions = {f"layer {k}": domains[str(k)] for k in range(1, 5)}
+    assert legends == {"Annotation": regions | {"none": "#D9D9D9"}, "Domains": domains}
+    color_bar = next(
+        axis for axis in figure.axes if axis.get_title(loc="left") == "Confidence" and axis not in panels
+    )
+    assert not color_bar.get_legend()
+
+
+def test_refined_domains_with_other_colors_have_a_legend(joint):
+    joint.uns["amilst_domain_refined_colors"] = ["#555555", "#666666", "#777777", "#888888"]
+    legends = _legends(plot.domains(joint, sample_key="section", refined="amilst_domain_refined"))
+    assert list(legends) == ["Domains", "Refined"]
+    assert list(legends["Refined"].values()) == joint.uns["amilst_domain_refined_colors"]
+
+
+def test_default_sections_are_those_of_the_run(joint):
+    joint.uns["amilst"] = {"sample_key": "section", "versions": {}}
+    for key in ("amilst_domain", "amilst_domain_refined"):
+        assert _titles(plot.domains(joint, key)) == ["b", "a", "c"]
+    assert _titles(plot.domains(joint, "layer")) == ["Domains"]  # not of this run
+    part = joint[joint.obs["section"] == "a"].copy()
+    assert _titles(plot.domains(part)) == ["Domains"]
+    for record in ({"sample_key": "none"}, {"sample_key": "removed"}, {}, "text"):
+        joint.uns["amilst"] = record
+        assert _titles(plot.domains(joint)) == ["Domains"]
+    with pytest.raises(MissingKeyError, match="'removed'"):
+        plot.domains(joint, sample_key="removed")
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, ""])
+def test_spots_without_a_section_are_refused(joint, missing):
+    joint.obs["section"] = joint.obs["section"].astype(object)
+    joint.obs.iloc[:3, joint.obs.columns.get_loc("section")] = missing
+    for draw in (plot.domains, plot.composition):
+        with pytest.raises(InputError, match="each of the 300 spots; 3 have none. Fill in"):
+            draw(joint, sample_key="section")
+
+
+def test_sections_of_few_spots_do_not_change_the_scale(joint):
+    """Without neighbors, the spacing is that of the other sections."""
+    joint.obs["section"] = np.repeat(["b", "one", "two", "c"], [150, 1, 2, 147])
+    panels = _panels(plot.domains(joint, sample_key="section"))
+    joint = joint[[*range(150), *range(153, 300)]]
+    expected = _panels(plot.domains(joint.copy(), sample_key="section"))
+    np.testing.assert_allclose(_inch(panels[0])[2:], _inch(expected[0])[2:])
+    widths = [2 * float(_discs(axis)._widths[0]) for axis in panels]
+    np.testing.assert_allclose(widths, 95, rtol=0.05)
+
+
+def test_one_section_is_drawn_as_without_a_sample_key(adata, tmp_path):
+    adata.obs["section"] = "only"
+    options = {"refined": "amilst_domain_refined", "annotation": "layer", "confidence": "amilst_confidence"}
+    figures = [plot.domains(adata, **options), plot.domains(adata, sample_key="section", **options)]
+    first, second = (_pixels(figure, tmp_path / "figure.png") for figure in figures)
+    np.testing.assert_array_equal(first, second)
+    assert [_titles(figure)[0] for figure in figures] == ["Annotation"] * 2
+
+
+@pytest.mark.parametrize("third", [np.array([0.1 + 0.2, -2.0, 40.0]), np.array([1e-3, 0, 5e5])])
+def test_planes_of_a_stack(adata, third):
+    z = np.resize(third, 300)
+    points = np.column_stack([adata.obsm["spatial"], z])
+    names = {third[0]: "0.30000000000000004" if third[0] > 0.1 else "0.001"}
+    expected = [f"z = {names.get(value, f'{value:.0f}')}" for value in np.sort(third)]
+    adata.obsm["spatial"] = points
+    for figure in (plot.domains(adata), plot.draw_domains(points, adata.obs["amilst_domain"])):
+        assert _titles(figure) == expected
+        for axis, value in zip(_panels(figure), np.sort(third), strict=True):
+            np.testing.assert_array_equal(_discs(axis).get_offsets(), points[z == value, :2])
+    # given sections come first
+    adata.obs["section"] = np.repeat(["b", "a"], 150)
+    assert _titles(plot.domains(adata, sample_key="section")) == ["b", "a"]
+
+
+@pytest.mark.parametrize("n_planes", [1, 48, 49, 300])
+def test_only_few_planes_are_panels(adata, n_planes):
+    adata.obsm["spatial"] = np.column_stack([adata.obsm["spatial"], np.arange(300) % n_planes])
+    figure = plot.domains(adata)
+    assert len(_panels(figure)) == (48 if n_planes == 48 else 1)
+
+
+@pytest.mark.parametrize("n_sections", [40, 60])
+@pytest.mark.parametrize("columns", [{}, {"annotation": "layer", "refined": "amilst_domain_refined"}])
+def test_many_sections_fit_into_one_figure(adata, n_sections, columns, tmp_path):
+    adata.obs["section"] = np.arange(300) * n_sections // 300
+    figure = plot.domains(adata, sample_key="section", **columns)
+    panels = _panels(figure)
+    n_drawn = min(n_sections, 48)
+    assert len(panels) == n_drawn * (1 + len(columns))
+    width, height = figure.get_size_inches()
+    assert width < 20 and height < 17
+    plot.save(figure, tmp_path / "figure.png", dpi=20)
+    boxes = [axis.get_window_extent() for axis in panels]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert min(max(box.width, box.height) for box in boxes) / figure.dpi > 1.0  # inches
+    assert min(text.get_fontsize() for text in _texts(figure)) >= 7
+    notes = [text.get_text() for text in figure.texts if "left out" in text.get_text()]
+    assert notes == ([] if n_sections == 40 else ["The first 48 of 60 sections; 12 are left out."])
+    # the colors and the legend are those of all spots
+    assert _legends(figure)["Domains"] == dict(zip("1234", plot.palette(4), strict=True))
+
+
+@pytest.mark.parametrize("annotated", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "n_sections", "n_labels", "name"),
+    [
+        ((1, 0.3), 3, 3, "section " * 20),
+        ((1, 0.3), 3, 70, "s"),
+        ((0.2, 1), 3, 3, "section " * 20),
+        ((0.2, 1), 48, 3, "section " * 20),
+    ],
+)
+def test_texts_of_several_sections_do_not_overlap(shape, n_sections, n_labels, name, annotated, tmp_path):
+    points = np.random.default_rng(0).uniform(size=(480, 2)) * shape
+    labels = np.arange(480) % n_labels
+    regions = [f"region {label}" for label in labels] if annotated else None
+    figure = plot.draw_domains(
+        points,
+        labels,
+        annotation=regions,
+        refined=labels if annotated else None,
+        sections=[f"{name}{i}" for i in np.arange(480) * n_sections // 480],
+        title="T",
+    )
+    plot.save(figure, tmp_path / "figure.png", dpi=50)
+    figure.draw_without_rendering()
+    hidden = {text for axis in figure.axes for part in (axis.xaxis, axis.yaxis) for text in _texts(part)}
+    boxes = [text.get_window_extent() for text in _texts(figure) if text not in hidden]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    panels = [axis.get_window_extent() for axis in _panels(figure)]
+    assert not any(text.overlaps(panel) for text in boxes for panel in panels)
+    assert max(figure.get_size_inches()) < 25
+
+
+def test_sections_have_the_images_and_spot_sizes_of_their_libraries(joint):
+    def library(red, diameter):
+        pixels = np.zeros((40, 40, 3), dtype=np.uint8)
+        pixels[..., 0] = red
+        factors = {"tissue_hires_scalef": 0.02, "spot_diameter_fullres": diameter}
+        return {"images": {"hires": pixels}, "scalefactors": factors}
+
+    joint.uns["spatial"] = {"a": library(10, 55.0), "b": library(20, 65.0)}
+    panels = _panels(plot.domains(joint, sample_key="section"))
+    assert [[image.get_array()[0, 0, 0] for image in axis.images] for axis in panels] == [[20], [10], []]
+    assert [2 * float(_discs(axis)._widths[0]) for axis in panels[:2]] == [65, 55]
+    with pytest.raises(InputError, match="no image that can be read for section 'c'"):
+        plot.domains(joint, sample_key="section", image=True)
+    drawn = plot.domains(joint, sample_key="section", library_id="a", image=True, spot_diameter=70.0)
+    for axis in _panels(drawn):
+        assert axis.images[0].get_array()[0, 0, 0] == 10 and 2 * float(_discs(axis)._widths[0]) == 70
+    # one slide with several pieces of tissue
+    joint.uns["spatial"] = {"slide": library(30, 55.0)}
+    assert all(axis.images for axis in _panels(plot.domains(joint, sample_key="section")))
+    # a section that is drawn alone has its own image
+    joint.uns |= {
+        "amilst": {"sample_key": "section"},
+        "spatial": {"a": library(10, 55.0), "b": library(20, 65.0)},
+    }
+    alone = plot.domains(joint[joint.obs["section"] == "a"].copy())
+    assert alone.axes[0].images[0].get_array()[0, 0, 0] == 10
+
+
+@pytest.mark.parametrize(("name", "expected"), NAMES, ids=NAME_IDS)
+def test_names_of_sections_are_drawn_literally(name, expected, tmp_path):
+    points, labels, sections = np.arange(16.0).reshape(8, 2), ["1", "1", "2", "2"] * 2, ["x"] * 4 + [name] * 4
+    shown = expected if len(name) < 100 else expected[:10]
+    for annotation in (None, labels):
+        _check_literal(
+            plot.draw_domains(points, labels, annotation=annotation, sections=sections), tmp_path, shown
+        )
+    obs = pd.DataFrame({"d": labels, "s": sections}, index=[f"spot{i}" for i in range(8)])
+    _check_literal(plot.composition(ad.AnnData(obs=obs), "s", "d"), tmp_path, shown)
+
+
+# ------------------------------------------------------------------------------------------- composition
+
+
+def _bars(figure):
+    """Table of the lengths of the bars (sections × domains), and the color of each domain."""
+    axis = figure.axes[0]
+    names = [text.get_text().rsplit("  (", 1)[0] for text in axis.get_yticklabels()]
+    lengths = {c.get_label(): [bar.get_width() for bar in c.patches] for c in axis.containers}
+    colors = {c.get_label(): to_hex(c.patches[0].get_facecolor()).upper() for c in axis.containers}
+    for i in range(len(names)):  # each bar begins where the one before ends
+        edges = np.array([(c.patches[i].get_x(), c.patches[i].get_width()) for c in axis.containers])
+        np.testing.assert_allclose(edges[1:, 0], edges.cumsum(axis=0)[:-1, 1], atol=1e-12)
+        assert edges[0, 0] == 0 and edges[:, 1].sum() == pytest.approx(1)
+        assert len({round(c.patches[i].get_y(), 9) for c in axis.containers}) == 1
+    return pd.DataFrame(lengths, index=names), colors
+
+
+def test_composition_is_the_share_of_each_domain(joint):
+    figure = plot.composition(joint, "section")
+    table, colors = _bars(figure)
+    expected = pd.crosstab(joint.obs["section"], joint.obs["amilst_domain"], normalize="index")
+    assert list(table.index) == ["b", "a", "c"] and list(table.columns) == list("1234")
+    np.testing.assert_allclose(table, expected.loc[table.index, table.columns])
+    assert colors == _legend(figure.axes[0]) == dict(zip("1234", plot.palette(4), strict=True))
+    bottom, top = figure.axes[0].get_ylim()
+    assert bottom > top  # the first section is above
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == [
+        "b  (200)",
+        "a  (70)",
+        "c  (30)",
+    ]
+    # the same colors as on the sections
+    joint.uns["amilst_domain_colors"] = ["#111111", "#222222", "#333333", "#444444"]
+    _, colors = _bars(plot.composition(joint, "section"))
+    assert colors == _legends(plot.domains(joint, sample_key="section"))["Domains"]
+
+
+def test_composition_with_spots_without_a_label(joint):
+    table, colors = _bars(plot.composition(joint, "section", key="layer"))
+    labels = joint.obs["layer"].astype(object).fillna("none")
+    expected = pd.crosstab(joint.obs["section"], labels, normalize="index")
+    np.testing.assert_allclose(table, expected.loc[table.index, table.columns])
+    assert table.loc["c", "none"] == 1 and colors["none"] == "#D9D9D9"
+
+
+def test_default_sections_of_the_composition(joint):
+    assert list(_bars(plot.composition(joint))[0].index) == ["all spots"]
+    joint.uns["amilst"] = {"sample_key": "section"}
+    assert list(_bars(plot.composition(joint))[0].index) == ["b", "a", "c"]
+    with pytest.raises(MissingKeyError, match="'x'"):
+        plot.composition(joint, sample_key="x")
+    with pytest.raises(MissingKeyError, match="'x'"):
+        plot.composition(joint, key="x")
+
+
+@pytest.mark.parametrize("n_sections", [2, 60, 300])
+def test_composition_of_many_sections(adata, n_sections, tmp_path):
+    adata.obs["section"] = [f"section {i}" for i in np.arange(300) * n_sections // 300]
+    figure = plot.composition(adata, "section")
+    table, _ = _bars(figure)
+    assert len(table) == min(n_sections, 200)
+    assert max(figure.get_size_inches()) < 26
+    plot.save(figure, tmp_path / "figure.png", dpi=50)
+    figure.draw_without_rendering()
+    names = [text.get_window_extent() for text in figure.axes[0].get_yticklabels()]
+    assert not any(a.overlaps(b) for a, b in itertools.pairwise(names))
+    assert min(text.get_fontsize() for text in figure.axes[0].get_yticklabels()) >= 7
+    note = figure.axes[0].get_title(loc="left")
+    assert note == ("The first 200 of 300 sections; 100 are left out." if n_sections == 300 else "")
+
+
 # --------------------------------------------------------------------------------------- large sections
 
 
@@ -735,6 +1070,7 @@ def test_rcparams_are_unchanged(adata, tmp_path):
     ("missing", "extra", "draw"),
     [
         ("matplotlib.figure", "plot", lambda a: plot.domains(a)),
+        ("matplotlib.figure", "plot", lambda a: plot.composition(a, "no such column")),
         ("matplotlib.figure", "plot", lambda a: plot.losses({"links": [1.0]})),
         ("umap", "umap", lambda a: plot.umap(np.eye(30), np.arange(30))),
     ],
@@ -777,6 +1113,7 @@ def test_missing_keys(adata):
         (np.zeros((3, 2)), {"refined": [1]}, "refined"),
         (np.zeros((3, 2)), {"annotation": [1]}, "annotation"),
         (np.zeros((3, 2)), {"confidence": [1]}, "confidence"),
+        (np.zeros((3, 2)), {"sections": [1]}, "sections"),
     ],
 )
 def test_invalid_arrays(coordinates, options, match):

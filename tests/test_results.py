@@ -64,6 +64,40 @@ def test_files_and_record(done, tmp_path):
     assert set(record["files"]) == ALL
 
 
+@pytest.fixture(scope="module")
+def joint(section):
+    """Two sections after a joint run."""
+    adata = ad.concat({"first": section, "second": section}, label="section", index_unique="-")
+    amilst.identify_domains(adata, 3, sample_key="section", **QUICK)
+    return adata
+
+
+def test_figures_of_several_sections(joint, tmp_path, monkeypatch):
+    drawn = {}
+    save = results.plot.save
+
+    def keep(figure, path):
+        drawn[path.name] = figure
+        save(figure, path)
+
+    monkeypatch.setattr(results.plot, "save", keep)
+    summary = amilst.write_results(joint, tmp_path, annotation="ground_truth")
+    assert names(tmp_path) == ALL | {"composition.png"} and summary["left_out"] == []
+    assert "composition.png" in read_record(tmp_path)["files"]
+    panels = [axis for axis in drawn["domains.png"].axes if axis.collections]
+    assert len(panels) == 2 * 3  # annotation, domains and refined domains of each section
+    assert [axis.texts[0].get_text() for axis in panels[::3]] == ["first", "second"]
+    bars = drawn["composition.png"].axes[0]
+    assert [text.get_text() for text in bars.get_yticklabels()] == ["first  (200)", "second  (200)"]
+
+
+def test_no_composition_of_one_section(joint, tmp_path):
+    adata = joint[joint.obs["section"] == "first"].copy()
+    (tmp_path / "composition.png").write_bytes(b"of other domains")
+    assert amilst.write_results(adata, tmp_path)["left_out"] == []
+    assert names(tmp_path) == ALL
+
+
 def test_missing_folder_is_created(done, tmp_path):
     amilst.write_results(done, tmp_path / "a" / "b")
     assert names(tmp_path / "a" / "b") == ALL

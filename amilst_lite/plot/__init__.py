@@ -1,4 +1,4 @@
-"""Figures: domains on the section, training losses, choice of the number of domains, embedding.
+"""Figures: domains on the sections, composition of sections, training losses, choice of the settings, embedding.
 
 matplotlib (extra ``plot``) and umap-learn (extra ``umap``) are imported when a figure is drawn. pyplot is
 never imported: the backend, style and open figures of the caller do not change. Every function that draws
@@ -8,6 +8,7 @@ Labels, names and titles are drawn literally: text between ``$`` is not parsed a
 begin with an underscore appear in legends.
 """
 
+from .bars import composition
 from .colors import domain_colors, palette, stored_colors
 from .curves import losses, selection_curve, shrinkage_curve
 from .embedding import umap
@@ -15,6 +16,7 @@ from .figure import save
 from .sections import domains, draw_domains
 
 __all__ = [
+    "composition",
     "domain_colors",
     "domains",
     "draw_domains",

@@ -19,7 +19,16 @@ from .figure import require_matplotlib
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["MISSING", "OKABE_ITO", "Labels", "domain_colors", "matched_colors", "palette", "stored_colors"]
+__all__ = [
+    "MISSING",
+    "OKABE_ITO",
+    "Labels",
+    "domain_colors",
+    "matched_colors",
+    "palette",
+    "sections_of",
+    "stored_colors",
+]
 
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 MISSING = "#D9D9D9"  # spots without a label
@@ -171,6 +180,29 @@ class Labels:
         entries = [(name, size, colors[name]) for name, size in zip(self.names, sizes, strict=True)]
         entries.append(("none", int((self.codes < 0).sum()), MISSING))
         return [entry for entry in entries if entry[1]]
+
+
+def sections_of(values: ArrayLike) -> Labels:
+    """The section of every spot, in the order of the categories, otherwise that of first appearance.
+
+    Raises
+    ------
+    InputError
+        A spot has no section.
+    """
+    column = values if isinstance(values, pd.Series) else pd.Series(values)
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.cat.remove_unused_categories()
+    else:
+        column = column.astype(pd.CategoricalDtype(column.dropna().unique()))
+    sections = Labels.of(column)
+    missing = int((sections.codes < 0).sum())
+    if missing:
+        raise InputError(
+            f"expected a section for each of the {len(column)} spots; {missing} have none. Fill in their "
+            "section or drop them."
+        )
+    return sections
 
 
 def _names(categories: pd.Index) -> list[str]:

@@ -69,7 +69,7 @@ def umap(
         raise InputError(
             f"n_neighbors must lie in [2, {len(values) - 1}] for {len(values)} spots; found {n_neighbors}."
         )
-    figure = new_figure(5.2 + legend_inches(groups.names), 5.0)
+    figure = new_figure(5.2 + legend_inches([*groups.names, "none"]), 5.0)
     chosen = groups.colors(colors)
     spot_colors = groups.spot_colors(chosen)
     try:

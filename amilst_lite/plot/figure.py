@@ -22,13 +22,17 @@ __all__ = [
     "INK",
     "LITERAL",
     "RASTERIZE_FROM",
+    "characters",
+    "left_out",
     "legend",
     "legend_inches",
     "literal",
     "new_figure",
     "require_matplotlib",
     "save",
+    "set_figure_title",
     "set_title",
+    "title_inches",
 ]
 
 INK = "#333333"
@@ -58,10 +62,10 @@ def require_matplotlib() -> tuple[Any, Any]:
     return Figure, FigureCanvasAgg
 
 
-def new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float, layout: str = "constrained") -> Figure:
     """Return an empty white figure, sizes in inches, with an Agg canvas of its own."""
     figure_class, canvas_class = require_matplotlib()
-    figure = figure_class(figsize=(width, height), layout="constrained", facecolor="white")
+    figure = figure_class(figsize=(width, height), layout=layout, facecolor="white")
     canvas_class(figure)
     # IPython displays figures only after an import of pyplot, unless they have this method
     figure.__dict__["_repr_png_"] = functools.partial(_as_png, figure)
@@ -82,7 +86,8 @@ def literal(text: str, longest: int = 60) -> str:
     allow, are written as escape sequences.
     """
     if len(text) > longest:
-        text = f"{text[: longest - 20]}…{text[-19:]}"
+        end = min(19, longest // 3)
+        text = f"{text[: longest - 1 - end]}…{text[-end:]}"
     return "".join(
         char.encode("unicode_escape").decode()
         if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")
@@ -91,13 +96,44 @@ def literal(text: str, longest: int = 60) -> str:
     )
 
 
-def set_title(axis: Axes, text: str, size: float = 11) -> None:
+def set_title(axis: Axes, text: str, size: float = 11, pad: float | None = None) -> None:
     """Set the title of a panel, left-aligned."""
-    axis.set_title(literal(text), loc="left", fontsize=size, color=INK, **LITERAL)
+    axis.set_title(literal(text), loc="left", fontsize=size, color=INK, pad=pad, **LITERAL)
 
 
-def legend(axis: Axes, entries: Sequence[tuple[str, int, str]]) -> None:
-    """Draw labels with their number of spots to the right of a panel; entries are (label, number, color)."""
+def characters(inches: float, size: float) -> int:
+    """Return about how many characters of a font size (points) fit into a width."""
+    return int(inches / (0.0078 * size))
+
+
+def left_out(n_drawn: int, n_sections: int) -> str:
+    """Return the note of a figure that does not draw all sections."""
+    return f"The first {n_drawn} of {n_sections:,} sections; {n_sections - n_drawn:,} are left out."
+
+
+def title_inches(title: str | None) -> float:
+    """Height of the title of a figure."""
+    return 0.1 + 0.25 * len(title.splitlines()) if title else 0.0
+
+
+def set_figure_title(figure: Figure, title: str, **position: float) -> None:
+    """Set the title of a figure, left-aligned; it may have several lines."""
+    text = "\n".join(literal(line, 120) for line in title.splitlines())
+    figure.suptitle(text, ha="left", fontsize=13, color=INK, **position, **LITERAL)
+
+
+def legend(
+    axis: Axes,
+    entries: Sequence[tuple[str, int, str]],
+    *,
+    title: str | None = None,
+    anchor: tuple[float, float] = (1.0, 1.0),
+    rows: int = _LEGEND_ROWS,
+) -> None:
+    """Draw labels with their number of spots; entries are (label, number, color).
+
+    The upper left corner is at ``anchor`` in the axes' own coordinates: to the right of a panel, unless given.
+    """
     from matplotlib.lines import Line2D
 
     handles = [
@@ -108,8 +144,11 @@ def legend(axis: Axes, entries: Sequence[tuple[str, int, str]]) -> None:
         handles,
         # Replaced below: matplotlib < 3.10 leaves out labels that begin with an underscore
         ["?"] * len(entries),
+        title=title,
+        title_fontsize=9,
+        alignment="left",
         loc="upper left",
-        bbox_to_anchor=(1.0, 1.0),
+        bbox_to_anchor=anchor,
         borderaxespad=0,
         frameon=False,
         fontsize=8,
@@ -117,16 +156,17 @@ def legend(axis: Axes, entries: Sequence[tuple[str, int, str]]) -> None:
         handletextpad=0.2,
         labelspacing=0.45,
         columnspacing=1.0,
-        ncols=math.ceil(len(entries) / _LEGEND_ROWS),
+        ncols=math.ceil(len(entries) / rows),
     )
+    drawn.get_title().set_color(INK)
     for text, (label, number, _) in zip(drawn.get_texts(), entries, strict=True):
         text.set(text=f"{literal(label)}  ({number:,})", **LITERAL)
 
 
-def legend_inches(labels: Sequence[str]) -> float:
-    """Estimate the width of a legend with these labels."""
-    longest = max([len(literal(label)) for label in labels] + [4]) + 8
-    return math.ceil((len(labels) + 1) / _LEGEND_ROWS) * (0.3 + 0.07 * longest)
+def legend_inches(labels: Sequence[str], rows: int = _LEGEND_ROWS) -> float:
+    """Estimate the width of a legend with these labels, in columns of at most ``rows``."""
+    longest = max(len(literal(label)) for label in labels) + 8
+    return math.ceil(len(labels) / rows) * (0.3 + 0.07 * longest)
 
 
 def save(figure: Figure, path: str | os.PathLike[str], dpi: int = DPI) -> None:

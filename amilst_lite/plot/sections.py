@@ -1,10 +1,9 @@
-"""Domains on the section."""
+"""Domains on the section, or on each of several sections."""
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,28 +15,48 @@ from ..errors import InputError, MissingKeyError
 from ..io.visium import tissue_image
 from ..metrics import adjusted_rand_index
 from ..spatial.neighbors import check_coordinates, typical_spacing
-from .colors import Labels, matched_colors, stored_colors
-from .figure import (
-    DPI,
-    INK,
-    LITERAL,
-    RASTERIZE_FROM,
-    legend,
-    legend_inches,
-    literal,
-    new_figure,
-    require_matplotlib,
-    set_title,
-)
+from .colors import Labels, matched_colors, sections_of, stored_colors
+from .figure import DPI, INK, RASTERIZE_FROM, left_out, legend, legend_inches, require_matplotlib
+from .panels import Block, Panels, one_section, several_sections
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["domains", "draw_domains"]
+__all__ = ["domains", "draw_domains", "obs_column", "recorded_sections"]
 
-_PANEL = 4.0  # inches, the longer side of a section
+MOST_SECTIONS = 48  # with more, and three panels each, a panel would be narrower than an inch
+_SPOTS_OF_A_PLANE = 3  # on average; with fewer, z is a coordinate and not the number of a plane
+
+
+@dataclass(frozen=True)
+class _Slide:
+    """What lies below the spots of a section, and their size in the unit of the coordinates."""
+
+    image: np.ndarray | None = None
+    image_scale: float = 1.0
+    spot_diameter: float | None = None
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What one panel of every section shows: labels, or numbers."""
+
+    name: str
+    per_spot: dict[str, np.ndarray]  # options of the discs, one entry for each spot
+    groups: Labels | None = None
+    colors: dict[str, str] = field(default_factory=dict)
+    common: dict[str, Any] = field(default_factory=dict)  # options of all discs
+    in_legend: bool = True  # of several sections; the refined domains usually have the colors of the domains
+
+    @classmethod
+    def of(cls, name: str, groups: Labels, colors: dict[str, str], in_legend: bool = True) -> _Kind:
+        return cls(name, {"facecolors": groups.spot_colors(colors)}, groups, colors, in_legend=in_legend)
+
+    @property
+    def entries(self) -> list[tuple[str, int, str]] | None:
+        return None if self.groups is None else self.groups.entries(self.colors)
 
 
 def domains(
@@ -47,6 +66,7 @@ def domains(
     refined: str | None = None,
     annotation: str | None = None,
     confidence: str | None = None,
+    sample_key: str | None = None,
     basis: str = keys.SPATIAL,
     image: str | bool = "auto",
     library_id: str | None = None,
@@ -54,27 +74,37 @@ def domains(
     colors: Mapping[str, str] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw the domains of a section at the positions of the spots, over the tissue image if there is one.
+    """Draw the domains at the positions of the spots, over the tissue image if there is one.
+
+    Several sections are drawn in panels of one spatial scale, in the order of their categories or of first
+    appearance, with one legend. Of more than 48 sections the first 48 are drawn.
 
     Parameters
     ----------
     adata : AnnData
-        One section, with coordinates in ``obsm[basis]``.
+        One or several sections, with coordinates in ``obsm[basis]``.
     key : str
         Column of ``obs`` with the domains.
     refined, annotation : str, optional
         Columns of ``obs`` to draw in further panels: the refined domains, and an annotation. With an
-        annotation, the title of each panel gives the agreement of its domains with it (adjusted Rand index).
+        annotation, the title of each panel gives the agreement of its domains with it (adjusted Rand index),
+        of the spots of the section.
     confidence : str, optional
         Column of ``obs`` with numbers in [0, 1], drawn in a further panel.
+    sample_key : str, optional
+        Column of ``obs`` with the section of each spot. Default: the column with which `identify_domains`
+        found the domains, if there was one.
     basis : str
-        Key of ``obsm``; of three coordinates the first two are drawn.
+        Key of ``obsm``; of three coordinates the first two are drawn. Without sections, each value of the
+        third is a section if it takes at most 48 values, each for three spots on average.
     image : {"auto"} or bool
         Draw over the tissue image: if there is one, always, never. The image is taken from
         ``uns["spatial"][library]``: an array as in scanpy, or the file whose path `read_visium` recorded,
         with its scale factor.
     library_id : str, optional
-        Entry of ``uns["spatial"]`` with image and spot size; needed if there are several.
+        Entry of ``uns["spatial"]`` with image and spot size of all spots; needed if there are several and
+        they are not named like the sections. Default: for each section the entry with its name; if no
+        section has one, the only entry.
     spot_diameter : float, optional
         In the unit of the coordinates. Default: the value in ``uns["spatial"]``, else derived from the
         distance between neighboring spots.
@@ -94,7 +124,8 @@ def domains(
     MissingKeyError
         A column or matrix is missing.
     InputError
-        There is no image although ``image=True``, ``library_id`` is unknown, or a coordinate is not finite.
+        There is no image although ``image=True``, ``library_id`` is unknown, a coordinate is not finite, or a
+        spot has no section.
     MissingExtraError
         matplotlib is not installed.
 
@@ -107,27 +138,33 @@ def domains(
     if basis not in adata.obsm:
         raise MissingKeyError(f"obsm[{basis!r}] with coordinates is missing; found {_some(adata.obsm)}.")
     points = check_coordinates(adata.obsm[basis])
-    library = _library(adata, library_id)
     if image not in ("auto", True, False):
         raise InputError(f"image must be 'auto', True or False; found {image!r}.")
-    found = tissue_image(library) if image else None
-    if image is True and found is None:
-        raise InputError(
-            f"image=True, but uns[{keys.SPATIAL!r}] has no image that can be read. Use image='auto' or False."
-        )
-    pixels, image_scale = found or (None, 1.0)
-    if spot_diameter is None:
-        spot_diameter = _plausible(library.get("scalefactors", {}).get("spot_diameter_fullres"), points)
     columns = {"labels": key, "refined": refined, "annotation": annotation, "confidence": confidence}
     values: dict[str, Any] = {
-        name: None if column is None else _column(adata, column) for name, column in columns.items()
+        name: None if column is None else obs_column(adata, column) for name, column in columns.items()
     }
-    return draw_domains(
+    sections = _split(points, recorded_sections(adata, key, sample_key))
+    libraries = _libraries(adata, library_id, sections.names)
+
+    def slide(section: int, spots: np.ndarray) -> _Slide:
+        library = libraries[section]
+        found = tissue_image(library) if image else None
+        if image is True and found is None:
+            raise InputError(
+                f"image=True, but uns[{keys.SPATIAL!r}] has no image that can be read"
+                f"{f' for section {sections.names[section]!r}' if len(libraries) > 1 else ''}. "
+                "Use image='auto' or False."
+            )
+        recorded = library.get("scalefactors", {}).get("spot_diameter_fullres")
+        pixels, scale = found or (None, 1.0)
+        return _Slide(pixels, scale, spot_diameter or _plausible(recorded, spots))
+
+    return _draw(
         points,
+        sections,
+        slide,
         **values,
-        image=pixels,
-        image_scale=image_scale,
-        spot_diameter=spot_diameter,
         colors={**stored_colors(adata, key), **(colors or {})},
         refined_colors={**stored_colors(adata, refined), **(colors or {})} if refined else None,
         annotation_colors=stored_colors(adata, annotation) if annotation else None,
@@ -142,6 +179,7 @@ def draw_domains(
     refined: ArrayLike | None = None,
     annotation: ArrayLike | None = None,
     confidence: ArrayLike | None = None,
+    sections: ArrayLike | None = None,
     image: np.ndarray | None = None,
     image_scale: float = 1.0,
     spot_diameter: float | None = None,
@@ -150,12 +188,13 @@ def draw_domains(
     annotation_colors: Mapping[str, str] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw the domains of a section from arrays, as `domains` does from an AnnData.
+    """Draw the domains of one or several sections from arrays, as `domains` does from an AnnData.
 
     Parameters
     ----------
     coordinates : ndarray, shape (n_spots, 2) or (n_spots, 3)
-        x and y, y downwards as in an image; a third coordinate is not drawn.
+        x and y, y downwards as in an image. A third coordinate is not drawn; it separates the planes of a
+        stack, as in `domains`.
     labels, refined : array-like, shape (n_spots,)
         Domains. A label has the same color in every figure: integers count from 0, strings
         "1", "2", ... from 1, other labels in the order of their categories or alphabetically.
@@ -163,8 +202,10 @@ def draw_domains(
         Spots without one (None, NaN, "") are drawn in gray.
     confidence : array-like, shape (n_spots,)
         Numbers in [0, 1].
+    sections : array-like, shape (n_spots,)
+        The section of each spot.
     image : ndarray, shape (height, width, 3 or 4), optional
-        uint8, or floats in [0, 1].
+        uint8, or floats in [0, 1]; below all sections.
     image_scale : float
         Factor from coordinates to pixels of ``image``.
     spot_diameter, title
@@ -180,91 +221,157 @@ def draw_domains(
     Raises
     ------
     InputError
-        The lengths differ, a coordinate is not finite, or a color is unknown.
+        The lengths differ, a coordinate is not finite, a spot has no section, or a color is unknown.
     MissingExtraError
         matplotlib is not installed.
     """
     require_matplotlib()  # before any other error
-    points = check_coordinates(coordinates)[:, :2]
+    points = check_coordinates(coordinates)
     for name, values in (
-        ("labels", labels), ("refined", refined), ("annotation", annotation), ("confidence", confidence)
+        ("labels", labels), ("refined", refined), ("annotation", annotation), ("confidence", confidence),
+        ("sections", sections),
     ):  # fmt: skip
         if values is not None and np.shape(values) != (len(points),):
             raise InputError(
                 f"{name} must have one entry for each of the {len(points)} spots; found {np.shape(values)}."
             )
+    return _draw(
+        points,
+        _split(points, sections),
+        lambda *_: _Slide(image, image_scale, spot_diameter),
+        labels=labels,
+        refined=refined,
+        annotation=annotation,
+        confidence=confidence,
+        colors=colors,
+        refined_colors=refined_colors,
+        annotation_colors=annotation_colors,
+        title=title,
+    )
 
+
+def _split(points: np.ndarray, sections: ArrayLike | None) -> Labels:
+    """The section of every spot: as given, else the planes of a stack, else one section without a name."""
+    if sections is not None:
+        return sections_of(sections)
+    if points.shape[1] == 3:
+        planes, codes = np.unique(points[:, 2], return_inverse=True)
+        if len(planes) <= min(MOST_SECTIONS, len(points) // _SPOTS_OF_A_PLANE):
+            names = tuple(f"z = {np.format_float_positional(z, trim='-')}" for z in planes)
+            return Labels(codes.ravel(), names, zero_based=False)
+    return Labels(np.zeros(len(points), dtype=np.int64), ("",), zero_based=False)
+
+
+# --------------------------------------------------------------------------------------------- the figure
+
+
+def _draw(
+    points: np.ndarray,
+    sections: Labels,
+    slide: Callable[[int, np.ndarray], _Slide],
+    *,
+    labels: ArrayLike,
+    refined: ArrayLike | None,
+    annotation: ArrayLike | None,
+    confidence: ArrayLike | None,
+    colors: Mapping[str, str] | None,
+    refined_colors: Mapping[str, str] | None,
+    annotation_colors: Mapping[str, str] | None,
+    title: str | None,
+) -> Figure:
+    """Draw panels by section and kind; ``slide`` returns what belongs to a section and its spots."""
+    several = len(sections.names) > 1
     own = Labels.of(labels)
     own_colors = own.colors(colors)
-    panels: list[tuple[str, Labels, dict[str, str]]] = [("Domains", own, own_colors)]
+    kinds = [_Kind.of("Domains", own, own_colors)]
     if refined is not None:
         groups = Labels.of(refined)
-        panels.append(("Refined domains", groups, groups.colors({**own_colors, **(refined_colors or {})})))
+        chosen = groups.colors({**own_colors, **(refined_colors or {})})
+        name = "Refined" if several else "Refined domains"
+        kinds.append(_Kind.of(name, groups, chosen, not chosen.items() <= own_colors.items()))
+    truth = None
     if annotation is not None:
         truth = Labels.of(annotation)
-        panels = [(f"{name}  ·  ARI {_ari(truth, groups):.2f}", groups, c) for name, groups, c in panels]
-        truth_colors = truth.colors({**matched_colors(truth, own, own_colors), **(annotation_colors or {})})
-        panels.insert(0, ("Annotation", truth, truth_colors))
-
-    n_panels = len(panels) + (confidence is not None)
-    spacing = _spacing(points)
-    low, high = _frame(points, spacing)
-    widest = max(legend_inches(groups.names) for _, groups, _ in panels)
-    figure, axes = _grid(n_panels, high - low, widest, title)
-    # Discs much smaller than a pixel would be nearly invisible
-    smallest = 1.5 * float((high - low).max()) / (_PANEL * DPI)
-    diameter = max(spot_diameter or 0.95 * spacing, smallest)
-    draw = functools.partial(
-        _draw_section,
-        points=points,
-        diameter=diameter,
-        low=low,
-        high=high,
-        image=image,
-        image_scale=image_scale,
-    )
-    for axis, (name, groups, chosen) in zip(axes, panels, strict=False):
-        draw(axis, facecolors=groups.spot_colors(chosen))
-        set_title(axis, name)
-        legend(axis, groups.entries(chosen))
+        chosen = truth.colors({**matched_colors(truth, own, own_colors), **(annotation_colors or {})})
+        kinds.insert(0, _Kind.of("Annotation", truth, chosen))
     if confidence is not None:
-        values = np.asarray(confidence, dtype=np.float64)
-        discs = draw(axes[-1], array=values, cmap=_confidence_colormap())
-        finite = values[np.isfinite(values)]
-        floor = float(np.floor(10 * np.quantile(finite, 0.02)) / 10) if len(finite) else 0.0
-        discs.set_clim(min(floor, 0.9), 1.0)
-        set_title(axes[-1], "Confidence")
-        bar = figure.colorbar(
-            discs, ax=axes[-1], shrink=0.6, aspect=18, pad=0.02, extend="min" if floor > 0 else "neither"
-        )
+        kinds.append(_confidence(np.asarray(confidence, dtype=np.float64)))
+
+    points = points[:, :2]
+    drawn = [np.flatnonzero(sections.codes == i) for i in range(min(len(sections.names), MOST_SECTIONS))]
+    spacings = _spacings([points[spots] for spots in drawn])
+    frames = [_frame(points[spots], spacing) for spots, spacing in zip(drawn, spacings, strict=True)]
+    # The same extent in all panels, so that they have the same scale
+    extent = np.max([high - low for low, high in frames], axis=0)
+    panels = _panels(kinds, sections, extent, title)
+    # Discs much smaller than a pixel would be nearly invisible
+    smallest = 1.5 * float(extent.max()) / (panels.longer_side * DPI)
+    for i, (spots, spacing, (low, high)) in enumerate(zip(drawn, spacings, frames, strict=True)):
+        below = slide(i, points[spots])
+        middle = (low + high) / 2
+        discs = [
+            _draw_section(
+                axis,
+                points=points[spots],
+                diameter=max(below.spot_diameter or 0.95 * spacing, smallest),
+                low=middle - extent / 2,
+                high=middle + extent / 2,
+                slide=below,
+                rasterized=len(points) > RASTERIZE_FROM,
+                **{name: values[spots] for name, values in kind.per_spot.items()},
+                **kind.common,
+            )
+            for axis, kind in zip(panels.axes[i], kinds, strict=True)
+        ]
+        titles = [kind.name + _agreement(truth, kind.groups, spots) for kind in kinds]
+        panels.set_titles(i, titles, sections.names[i] if several else None)
+    if confidence is not None:
+        place: dict[str, Any] = {"cax": panels.color_bar}
+        if panels.color_bar is None:
+            place = {"ax": panels.axes[0][-1], "shrink": 0.6, "aspect": 18, "pad": 0.02}
+        clipped = "min" if kinds[-1].common["norm"].vmin > 0 else "neither"
+        bar = panels.figure.colorbar(discs[-1], extend=clipped, **place)
         bar.outline.set_visible(False)
         bar.ax.tick_params(labelsize=8, length=0, colors=INK)
-    return figure
+    return panels.figure
 
 
-def _ari(truth: Labels, groups: Labels) -> float:
-    names = [np.array([*one.names, None], dtype=object)[one.codes] for one in (truth, groups)]
-    return adjusted_rand_index(*names)
+def _panels(kinds: list[_Kind], sections: Labels, extent: np.ndarray, title: str | None) -> Panels:
+    """Empty panels with their legends: one beside each panel, or one for all sections."""
+    n_sections = len(sections.names)
+    if n_sections == 1:
+        widest = max(legend_inches([*kind.groups.names, "none"]) for kind in kinds if kind.groups is not None)
+        panels = one_section(len(kinds), extent, widest, title)
+        for axis, kind in zip(panels.axes[0], kinds, strict=True):
+            if kind.entries is not None:
+                legend(axis, kind.entries)
+        return panels
+    blocks = [Block(kind.name, kind.entries) for kind in kinds if kind.in_legend]
+    n_drawn = min(n_sections, MOST_SECTIONS)
+    note = left_out(n_drawn, n_sections) if n_drawn < n_sections else None
+    return several_sections(n_drawn, len(kinds), extent, blocks, title, note)
 
 
-# ------------------------------------------------------------------------------------------------ panels
+def _confidence(values: np.ndarray) -> _Kind:
+    """Light for confident spots, dark for uncertain ones."""
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
+
+    finite = values[np.isfinite(values)]
+    floor = float(np.floor(10 * np.quantile(finite, 0.02)) / 10) if len(finite) else 0.0
+    shades = LinearSegmentedColormap.from_list("confidence", ["#3F1052", "#8E3A7A", "#D58AA5", "#E9DFE3"])
+    scale = {"cmap": shades, "norm": Normalize(min(floor, 0.9), 1.0)}
+    return _Kind("Confidence", {"array": values}, common=scale)
 
 
-def _grid(
-    n_panels: int, extent: np.ndarray, legend_width: float, title: str | None
-) -> tuple[Figure, list[Axes]]:
-    """A figure with panels in the proportions of the section, and space for a legend beside each (inches)."""
-    n_columns = n_panels if n_panels <= 3 else 2
-    n_rows = math.ceil(n_panels / n_columns)
-    width, height = np.clip(_PANEL * extent / extent.max(), 0.35 * _PANEL, _PANEL)
-    figure = new_figure(n_columns * (width + legend_width) + 0.2, n_rows * (height + 0.45) + 0.1)
-    axes = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
-    for axis in axes[n_panels:]:
-        axis.set_visible(False)
-    if title:
-        text = "\n".join(literal(line, 120) for line in title.splitlines())
-        figure.suptitle(text, x=0.01, ha="left", fontsize=13, color=INK, **LITERAL)
-    return figure, list(axes[:n_panels])
+def _agreement(truth: Labels | None, groups: Labels | None, spots: np.ndarray) -> str:
+    """The adjusted Rand index of ``groups``, for a title; nothing where fewer than two spots have both labels."""
+    if truth is None or groups is None or groups is truth:
+        return ""
+    codes = truth.codes[spots], groups.codes[spots]
+    both = (codes[0] >= 0) & (codes[1] >= 0)
+    if both.sum() < 2:
+        return ""
+    return f"  ·  ARI {adjusted_rand_index(codes[0][both], codes[1][both]):.2f}"
 
 
 def _draw_section(
@@ -274,16 +381,15 @@ def _draw_section(
     diameter: float,
     low: np.ndarray,
     high: np.ndarray,
-    image: np.ndarray | None,
-    image_scale: float,
+    slide: _Slide,
     **style: Any,
 ) -> Any:
     """Draw spots as discs whose size is in the unit of the coordinates; returns their collection."""
     from matplotlib.collections import EllipseCollection
 
-    if image is not None:
-        height, width = np.shape(image)[:2]
-        axis.imshow(image, extent=(0, width / image_scale, height / image_scale, 0), alpha=0.75)
+    if slide.image is not None:
+        height, width = np.array(np.shape(slide.image)[:2]) / slide.image_scale
+        axis.imshow(slide.image, extent=(0, width, height, 0), alpha=0.75)
     discs = EllipseCollection(
         [diameter],
         [diameter],
@@ -292,7 +398,6 @@ def _draw_section(
         offsets=points,
         offset_transform=axis.transData,
         linewidths=0,
-        rasterized=len(points) > RASTERIZE_FROM,
         **style,
     )
     discs.set_in_layout(False)  # all discs are inside the axes: the layout need not measure them
@@ -300,13 +405,6 @@ def _draw_section(
     axis.set(xlim=(low[0], high[0]), ylim=(high[1], low[1]), aspect="equal")  # y downwards
     axis.set_axis_off()
     return discs
-
-
-def _confidence_colormap() -> Any:
-    """Light for confident spots, dark for uncertain ones."""
-    from matplotlib.colors import LinearSegmentedColormap
-
-    return LinearSegmentedColormap.from_list("confidence", ["#3F1052", "#8E3A7A", "#D58AA5", "#E9DFE3"])
 
 
 def _frame(points: np.ndarray, spacing: float) -> tuple[np.ndarray, np.ndarray]:
@@ -321,6 +419,13 @@ def _spacing(points: np.ndarray) -> float:
     return typical_spacing(points, 3) or 1.0
 
 
+def _spacings(sections: list[np.ndarray]) -> list[float]:
+    """The spacing in each section; where there are too few spots to tell, the median of the others."""
+    told = [typical_spacing(points, 3) if len(points) > 3 else 0.0 for points in sections]
+    usual = float(np.median([one for one in told if one] or [0.0]))
+    return [one or usual or _spacing(points) for one, points in zip(told, sections, strict=True)]
+
+
 def _plausible(diameter: float | None, points: np.ndarray) -> float | None:
     """The recorded diameter of a spot, or None if it is not in the unit of the coordinates."""
     if diameter is None:
@@ -332,7 +437,18 @@ def _plausible(diameter: float | None, points: np.ndarray) -> float | None:
 # ----------------------------------------------------------------------------------------------- AnnData
 
 
-def _column(adata: AnnData, key: str) -> pd.Series:
+def recorded_sections(adata: AnnData, key: str, sample_key: str | None) -> pd.Series | None:
+    """The column with the sections: the given one, else that of the run that wrote the column ``key``, if any."""
+    if sample_key is None:
+        record = adata.uns.get(key.removesuffix("_refined").removesuffix("_domain"))
+        recorded = record.get("sample_key") if isinstance(record, Mapping) else None
+        # None, "none", or the name of a column that was removed since
+        return adata.obs[recorded] if isinstance(recorded, str) and recorded in adata.obs else None
+    return obs_column(adata, sample_key)
+
+
+def obs_column(adata: AnnData, key: str) -> pd.Series:
+    """A column of ``obs``."""
     if key not in adata.obs:
         raise MissingKeyError(f"obs[{key!r}] is missing; found {_some(adata.obs)}.")
     return adata.obs[key]
@@ -344,13 +460,15 @@ def _some(names: Any) -> str:
     return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") if names else "none"
 
 
-def _library(adata: AnnData, library_id: str | None) -> Mapping[str, Any]:
-    """The entry of ``uns["spatial"]`` for the section (images, scale factors, metadata), or an empty one."""
+def _libraries(adata: AnnData, library_id: str | None, sections: tuple[str, ...]) -> list[Mapping[str, Any]]:
+    """The entry of ``uns["spatial"]`` (images, scale factors, metadata) of each section, or an empty one."""
     libraries = adata.uns.get(keys.SPATIAL, {})
-    if library_id is None:
-        return next(iter(libraries.values())) if len(libraries) == 1 else {}
-    if library_id not in libraries:
+    if library_id is not None and library_id not in libraries:
         raise InputError(
             f"library_id {library_id!r} is not in uns[{keys.SPATIAL!r}]; found {_some(libraries)}."
         )
-    return libraries[library_id]
+    if library_id is None and any(name in libraries for name in sections):
+        return [libraries.get(name, {}) for name in sections]
+    if library_id is None and len(libraries) == 1:
+        library_id = next(iter(libraries))
+    return [{} if library_id is None else libraries[library_id]] * len(sections)
