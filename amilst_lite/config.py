@@ -22,6 +22,7 @@ __all__ = [
     "Config",
     "FilterConfig",
     "GraphConfig",
+    "IntegrationConfig",
     "NetworkConfig",
     "PreprocessConfig",
     "TrainConfig",
@@ -197,6 +198,19 @@ class FilterConfig(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class IntegrationConfig(_Checked):
+    """Several sections."""
+
+    batch_correction: str = _option(
+        "auto",
+        "section effects: none; center: means of the sections; shift: estimated together with the domains; offsets: "
+        "also for each domain; auto: by the likelihood of held-out blocks",
+        "choice",
+        choices=("auto", "none", "center", "shift", "offsets"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class NetworkConfig(_Checked):
     """Architecture of the network."""
 
@@ -278,6 +292,7 @@ class Config:
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     graph: GraphConfig = field(default_factory=GraphConfig)
     filter: FilterConfig = field(default_factory=FilterConfig)
+    integration: IntegrationConfig = field(default_factory=IntegrationConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -285,7 +300,7 @@ class Config:
     def replace(self, **changes: Any) -> Config:
         """A copy with single fields changed, by their own names (``n_neighbors=6``).
 
-        Field names are unique over the six parts, so the part need not be named.
+        Field names are unique over the seven parts, so the part need not be named.
 
         Raises
         ------
@@ -325,6 +340,7 @@ PRESETS: dict[str, Config] = {
         preprocess=PreprocessConfig(n_top_genes=None, normalization="published", n_components=200),
         graph=GraphConfig(n_neighbors=12),
         filter=FilterConfig(noise_band=None, depth_floor=0.0),
+        integration=IntegrationConfig(batch_correction="none"),
         network=NetworkConfig(dropout=0.2, decoder="block"),
         train=TrainConfig(recipe="published", epochs=200, corruption=0.0, mutual_information_weight=0.01),
         cluster=ClusterConfig(method="leiden", shrinkage=0.0, cluster_on="latent"),

@@ -71,4 +71,4 @@ class TrainingDivergedError(AmilstError, RuntimeError):
 
 
 class AmilstWarning(UserWarning):
-    """The input is the input is usable, but probably not as intended."""
+    """The input is usable, but probably not as intended."""

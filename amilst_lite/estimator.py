@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -17,7 +18,9 @@ from sklearn.base import BaseEstimator, ClusterMixin
 from .cluster.domains import find_domains
 from .cluster.selection import Selection, select_n_domains
 from .config import Config, preset
-from .errors import InputError, MissingExtraError
+from .errors import AmilstWarning, InputError, MissingExtraError
+from .integration import SectionEffect, section_effect
+from .metrics import normalized_mutual_info
 from .nn.sparse import SymmetricAdjacency
 from .runtime import check_seed, resolve_device, stage_seed, standard_math, synchronize
 from .spatial.graph import SpatialGraph
@@ -30,6 +33,8 @@ __all__ = ["AMILST", "validate"]
 
 logger = logging.getLogger("amilst_lite")
 
+_SECTIONS_AS_DOMAINS = 0.5
+"""Normalized mutual information of domains and sections above which domains probably follow the sections."""
 _MIN_SPOTS_TO_CHOOSE = 20  # below, subsamples are too small to compare numbers of domains
 
 
@@ -69,6 +74,8 @@ class AMILST(ClusterMixin, BaseEstimator):
         Probability of the spot's own domain.
     evidence_ : Evidence or None
         How the mixture's covariance was shrunken, and why; None for other clusterings.
+    section_effect_ : SectionEffect
+        What was removed from the features of each section (`amilst_lite.integration`).
     history_ : dict of str to list of float
         Every term of the objective, epoch by epoch.
     graph_ : SpatialGraph
@@ -147,7 +154,8 @@ class AMILST(ClusterMixin, BaseEstimator):
         coordinates : array-like or Tensor, (N, 2) or (N, 3)
             Positions, in any unit.
         sample : sequence, (N,), optional
-            Section of each spot; no edge crosses sections.
+            Section of each spot; no edge crosses sections, and section effects are corrected (setting
+            ``batch_correction``).
         graph : SpatialGraph, optional
             The neighbor graph of these coordinates, if it has been made before.
         depth : array-like, (N,), optional
@@ -163,6 +171,11 @@ class AMILST(ClusterMixin, BaseEstimator):
             The setting ``method="leiden"`` and igraph is not installed.
         TrainingDivergedError
             A term of the objective is not finite.
+
+        Warns
+        -----
+        AmilstWarning
+            The domains largely follow the sections.
         """
         with standard_math():
             self._fit(X, coordinates, sample, graph, depth)
@@ -218,6 +231,8 @@ class AMILST(ClusterMixin, BaseEstimator):
                     depth_floor=config.filter.depth_floor,
                     seed=stage_seed(self.seed, "filter"),
                 )
+        ordered_sections = sections[graph.order]
+        features = self._without_section_effect(features, ordered_sections, config, device)
         with self._timed("train", device):
             trainer = TRAINERS[config.train.recipe](
                 features,
@@ -262,8 +277,9 @@ class AMILST(ClusterMixin, BaseEstimator):
                 domains.labels,
                 points[graph.order],
                 n_neighbors=config.cluster.refine_neighbors,
-                sample=sections[graph.order],
+                sample=ordered_sections,
             )
+        self._check_sections(domains.labels, ordered_sections)
         # back to the caller's order
         rank = graph.rank
         self.labels_, self.refined_labels_ = domains.labels[rank], refined[rank]
@@ -271,6 +287,38 @@ class AMILST(ClusterMixin, BaseEstimator):
         self.embedding_, self.latent_ = array[rank], latent[rank]
         self.graph_, self.config_ = graph, config
         self.n_features_in_ = np.shape(X)[1]
+
+    def _without_section_effect(
+        self, features: torch.Tensor, sections: np.ndarray, config: Config, device: torch.device
+    ) -> torch.Tensor:
+        """The features, (N, C), less the effect of their sections."""
+        if sections.max() == 0:
+            self.section_effect_ = SectionEffect.none(1, features.shape[1])
+            return features
+        with self._timed("correct", device):
+            array = features.cpu().numpy()
+            self.section_effect_ = section_effect(
+                array,
+                sections,
+                self.n_domains,
+                method=config.integration.batch_correction,
+                seed=stage_seed(self.seed, "correct"),
+            )
+            return torch.from_numpy(self.section_effect_.remove(array, sections)).to(device)
+
+    def _check_sections(self, labels: np.ndarray, sections: np.ndarray) -> None:
+        """Warn where the domains are the sections."""
+        if sections.max() == 0:
+            return
+        common = normalized_mutual_info(sections, labels)
+        if common > _SECTIONS_AS_DOMAINS:
+            warnings.warn(
+                f"the domains largely follow the sections (normalized mutual information {common:.2f}; section "
+                f"effects: {self.section_effect_.method}). If the sections hold the same tissue, set "
+                "batch_correction (--batch-correction) to shift or center; if not, analyze them one by one.",
+                AmilstWarning,
+                stacklevel=4,
+            )
 
     @contextmanager
     def _timed(self, stage: str, device: torch.device) -> Iterator[None]:

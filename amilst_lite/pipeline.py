@@ -29,7 +29,7 @@ from .resources import Estimate, check_memory, estimate
 from .runtime import peak_memory, resolve_device, stage_seed, standard_math, versions
 from .simulate import simulate_tissue
 from .spatial.graph import SpatialGraph
-from .spatial.neighbors import check_coordinates, typical_spacing
+from .spatial.neighbors import check_coordinates, section_codes, typical_spacing
 from .train import Callback, network_share
 
 __all__ = [
@@ -78,7 +78,8 @@ def identify_domains(
     key_added : str
         Prefix of the names of all slots written.
     sample_key : str, optional
-        Column of ``obs`` with the section of each spot; no edge connects two sections.
+        Column of ``obs`` with the section of each spot; no edge connects two sections, and section effects are
+        corrected as far as held-out spots support it (setting ``batch_correction``).
     use_rep : str, optional
         Matrix of ``obsm`` to use as features instead of the counts, for example ``"X_pca"``.
     callback : callable, optional
@@ -157,6 +158,7 @@ def identify_domains(
                     config.preprocess,
                     graph.connectivities() if config.preprocess.n_top_genes is not None else None,
                     order=graph.order,
+                    sections=None if sample is None else section_codes(sample, len(sample))[0],
                     seed=stage_seed(seed, "prepare"),
                     device=resolved,
                 )
@@ -178,6 +180,7 @@ def identify_domains(
             "selection": {} if model.selection_ is None else _columns(model.selection_.table),
             "shrinkage": {} if model.evidence_ is None else _writable(dataclasses.asdict(model.evidence_)),
             "network_share": {} if share is None else _writable(dataclasses.asdict(share)),
+            "integration": {} if sample is None else _integration_record(model, sample),
             "preset": preset,
             "config": _writable(model.config_.to_dict()),
             "seed": int(seed),
@@ -238,6 +241,21 @@ def estimate_run(
         on_disk=is_on_disk(counts),
         device=resolved,
     )
+
+
+def _integration_record(model: AMILST, sample: Any) -> dict[str, Any]:
+    """What was done about section effects, for the record."""
+    effect = model.section_effect_
+    codes, sections = section_codes(sample, len(sample))
+    return {
+        "batch_correction": effect.method,
+        "strength": effect.strength,
+        "log_likelihood": dict(effect.log_likelihood),
+        "nmi_section": dict(effect.nmi),
+        "sections": np.asarray([str(section) for section in sections], dtype=object),
+        "shift": effect.shift,
+        "nmi_domain_section": metrics.normalized_mutual_info(codes, model.labels_),
+    }
 
 
 def score(

@@ -96,6 +96,7 @@ def write_results(
         "selection": record["selection"],
         "shrinkage": record.get("shrinkage", {}),
         "network_share": record.get("network_share", {}),
+        "integration": record.get("integration", {}),
         "annotation": annotation,
         "sample_key": record.get("sample_key"),
         "use_rep": record.get("use_rep"),

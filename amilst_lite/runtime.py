@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _ROWS_PER_THREAD = 50_000
-_STAGES = ("filter", "train", "cluster", "prepare", "share")
+_STAGES = ("filter", "train", "cluster", "prepare", "share", "correct")
 _PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "anndata", "h5py", "pandas", "pynndescent")
 
 
@@ -135,7 +135,7 @@ def stage_seed(seed: int, stage: str) -> int:
     ----------
     seed : int
         The seed of the run.
-    stage : {"filter", "train", "cluster", "prepare", "share"}
+    stage : {"filter", "train", "cluster", "prepare", "share", "correct"}
     """
     return spawn_seeds(seed, len(_STAGES))[_STAGES.index(stage)]
 

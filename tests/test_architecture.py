@@ -21,7 +21,7 @@ LAYERS = [
     ["validation"],
     ["nn.sparse", "spatial.neighbors"],
     ["preprocess", "spatial", "nn", "cluster", "metrics", "simulate"],
-    ["train"],
+    ["train", "integration"],
     ["estimator", "io"],
     ["plot"],
     ["resources"],

@@ -111,7 +111,7 @@ def test_removed_settings_are_unknown():
 
 
 def test_there_are_few_settings():
-    assert len(Config.owners()) <= 28
+    assert len(Config.owners()) <= 29
 
 
 def test_replace_finds_the_part():

@@ -13,7 +13,7 @@ from amilst_lite import AMILST, SpatialGraph
 from amilst_lite.cluster.domains import find_domains
 from amilst_lite.cluster.shrinkage import SHARES
 from amilst_lite.config import Config
-from amilst_lite.errors import InputError, MissingExtraError
+from amilst_lite.errors import AmilstWarning, InputError, MissingExtraError
 from amilst_lite.spatial.spectral_filter import standardize
 
 N, K = 240, 3
@@ -391,3 +391,33 @@ def test_result_does_not_depend_on_order_rotation_or_scale(section, fitted):
     other = AMILST(K, seed=0, settings=QUICK).fit(X[shuffle], coordinates=turned)
     np.testing.assert_allclose(other.embedding_, fitted.embedding_[shuffle], atol=1e-3)
     assert adjusted_rand_score(other.labels_, fitted.labels_[shuffle]) >= 0.99
+
+
+def sections_with_an_effect(n_sections=3, effect=6.0, seed=0):
+    """Sections of stripes of three domains on grids, the features of each shifted."""
+    rng = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(np.arange(18), np.arange(12)), -1).reshape(-1, 2).astype(float)
+    domains = np.tile((grid[:, 0] // 6).astype(int), n_sections)
+    sections = np.repeat(np.arange(n_sections), len(grid))
+    shifts = effect * rng.normal(size=(n_sections, 8)) / np.sqrt(8)
+    X = 4 * np.eye(3, 8)[domains] + shifts[sections] + rng.normal(size=(len(domains), 8))
+    return X.astype(np.float32), np.tile(grid, (n_sections, 1)), sections, domains
+
+
+def test_section_effects_are_corrected_and_recorded():
+    X, coordinates, sections, domains = sections_with_an_effect()
+    names = np.array(["a", "b", "c"])[sections]
+    model = AMILST(3, settings={"epochs": 2, "shrinkage": 0.2}, device="cpu")
+    labels = model.fit_predict(X, coordinates=coordinates, sample=names)
+    assert model.section_effect_.method in ("center", "shift")
+    assert model.seconds_["correct"] > 0
+    assert adjusted_rand_score(domains, labels) > 0.9
+
+
+def test_domains_that_follow_the_sections_are_reported():
+    X, coordinates, sections, domains = sections_with_an_effect(effect=20.0)
+    model = AMILST(3, settings={"epochs": 2, "shrinkage": 0.2, "batch_correction": "none"}, device="cpu")
+    with pytest.warns(AmilstWarning, match="largely follow the sections.*--batch-correction"):
+        labels = model.fit_predict(X, coordinates=coordinates, sample=sections)
+    assert model.section_effect_.method == "none"
+    assert adjusted_rand_score(domains, labels) < 0.3

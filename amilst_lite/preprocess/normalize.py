@@ -158,7 +158,10 @@ def survey(counts: CountRows, order: np.ndarray | None = None) -> Survey:
 
 
 def select_genes(
-    counts: sparse.csr_matrix, n_genes: int, neighbors: sparse.csr_matrix | None = None
+    counts: sparse.csr_matrix,
+    n_genes: int,
+    neighbors: sparse.csr_matrix | None = None,
+    sections: np.ndarray | None = None,
 ) -> np.ndarray:
     """The genes whose Pearson residuals, averaged over each spot's neighbors, vary most.
 
@@ -175,6 +178,9 @@ def select_genes(
         Number of genes to keep; all if there are no more.
     neighbors : csr_matrix, (n_spots, n_spots), optional
         Spatial neighbors, ones. Without them, the residuals themselves are compared.
+    sections : ndarray of int, (n_spots,), optional
+        Abundances and variances are those within sections, averaged over the spots: a gene that differs between
+        sections only is not selected for that.
 
     Returns
     -------
@@ -190,19 +196,31 @@ def select_genes(
         mean = (sparse.diags(1 / degrees) @ neighbors).astype(np.float32).tocsr()
     by_gene = counts.tocsc()
     totals = np.asarray(counts.sum(1, dtype=np.float64)).ravel()
-    share = (totals / totals.sum())[:, None].astype(np.float32)
-    abundance = np.asarray(counts.sum(0, dtype=np.float64)).ravel().astype(np.float32)
+    groups = [np.arange(n_spots)] if sections is None else _rows_by_section(sections)
+    share = np.zeros((n_spots, 1), np.float32)
+    abundance = np.zeros((len(groups), n_all), np.float32)
+    for place, rows in enumerate(groups):
+        if totals[rows].any():
+            share[rows, 0] = totals[rows] / totals[rows].sum()
+        abundance[place] = counts[rows].sum(0, dtype=np.float64)
     limit = np.float32(np.sqrt(n_spots))
     variance = np.empty(n_all)
     width = max(1, BLOCK_ENTRIES // n_spots)
     for start in range(0, n_all, width):
         block = slice(start, start + width)
-        expected = share * abundance[block]  # spots × genes of the block
+        expected = np.empty((n_spots, abundance[:, block].shape[1]), np.float32)  # spots × genes of the block
+        for place, rows in enumerate(groups):
+            expected[rows] = share[rows] * abundance[place, block]
         residuals = by_gene[:, block].toarray() - expected
         residuals /= np.sqrt(expected + expected**2 / np.float32(100.0) + np.float32(1e-12))
         np.clip(residuals, -limit, limit, out=residuals)
-        variance[block] = (residuals if mean is None else mean @ residuals).var(0, dtype=np.float64)
+        smooth = residuals if mean is None else mean @ residuals
+        variance[block] = sum(smooth[rows].var(0, dtype=np.float64) * len(rows) for rows in groups) / n_spots
     return np.sort(np.argsort(-variance, kind="stable")[:n_genes])
+
+
+def _rows_by_section(sections: np.ndarray) -> list[np.ndarray]:
+    return [np.flatnonzero(sections == section) for section in np.unique(sections)]
 
 
 def take_genes(counts: CountRows, genes: np.ndarray, n_entries: int) -> sparse.csr_matrix:
@@ -279,6 +297,7 @@ def normalize(
     config: PreprocessConfig | None = None,
     neighbors: sparse.csr_matrix | None = None,
     order: np.ndarray | None = None,
+    sections: np.ndarray | None = None,
 ) -> tuple[NormalizedCounts, np.ndarray, np.ndarray]:
     """Select genes; expression is normalized when rows are accessed.
 
@@ -292,6 +311,8 @@ def normalize(
         See `select_genes`.
     order : ndarray of int64, (n_spots,), optional
         See `survey`.
+    sections : ndarray of int, (n_spots,), optional
+        See `select_genes`.
 
     Returns
     -------
@@ -321,7 +342,9 @@ def normalize(
         genes = np.zeros_like(genes)
         if neighbors is not None and len(found.sampled) < neighbors.shape[0]:
             neighbors = neighbors[found.sampled][:, found.sampled]
-        genes[kept[select_genes(found.sample[:, kept], config.n_top_genes, neighbors)]] = True
+        if sections is not None:
+            sections = sections[found.sampled]
+        genes[kept[select_genes(found.sample[:, kept], config.n_top_genes, neighbors, sections)]] = True
     whole = sparse.issparse(rows.counts) and genes.all()
     chosen = rows.counts if whole else take_genes(rows, genes, int(found.n_seen[genes].sum()))
     return NormalizedCounts(chosen, config.normalization), genes, found.depth
@@ -333,6 +356,7 @@ def prepare(
     neighbors: sparse.csr_matrix | None = None,
     *,
     order: np.ndarray | None = None,
+    sections: np.ndarray | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> Preparation:
@@ -348,6 +372,8 @@ def prepare(
         Spatial neighbors, see `select_genes`.
     order : ndarray of int64, (n_spots,), optional
         See `survey`.
+    sections : ndarray of int, (n_spots,), optional
+        See `select_genes`.
     seed : int
         For the randomized decomposition of large sections.
     device : str or torch.device
@@ -359,7 +385,7 @@ def prepare(
         Unusable counts, see `survey` and `normalize`.
     """
     config = PreprocessConfig() if config is None else config
-    normalized, genes, depth = normalize(counts, config, neighbors, order)
+    normalized, genes, depth = normalize(counts, config, neighbors, order, sections)
     n_spots, n_genes = normalized.shape
     # centering removes one dimension where spots are fewer than genes
     n_components = max(1, min(config.n_components, n_spots - 1, n_genes))
