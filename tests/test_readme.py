@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import h5py
@@ -16,6 +17,7 @@ import pytest
 
 import amilst_lite as amilst
 from amilst_lite.cli import build_parser, main
+from amilst_lite.errors import AmilstWarning
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -118,7 +120,7 @@ def test_demo_finds_the_simulated_layers(tmp_path):
 
 @pytest.mark.usefixtures("visium_folder", "fast")
 def test_tutorial_runs_as_written(capsys):
-    tutorial, _, _ = blocks("python")
+    tutorial, *_ = blocks("python")
     names = {}
     exec(tutorial, names)
     adata = names["adata"]
@@ -151,12 +153,28 @@ def test_next_steps_run_as_written():
     pytest.importorskip("squidpy")
     adata = amilst.read(SECTION)
     amilst.identify_domains(adata, 3)
-    _, steps, _ = blocks("python")
+    _, steps, *_ = blocks("python")
     exec(steps, {"adata": adata})
 
 
+@pytest.mark.usefixtures("fast")
+def test_several_sections_run_as_written(capsys):
+    _, _, sections, _ = blocks("python")
+    first, second = (amilst.simulate_section(240, 60, 7, seed=seed) for seed in (0, 1))
+    for section in (first, second):
+        section.obs["layer"] = section.obs["ground_truth"]
+    names = {"amilst": amilst, "first": first, "second": second}
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", AmilstWarning
+        )  # the genes of the two simulations have nothing in common
+        exec(sections, names)
+    assert "section_ari" in capsys.readouterr().out
+    assert set(names["adata"].uns["amilst"]["integration"]["sections"]) == {"A1", "A2"}
+
+
 def test_array_interface_runs_as_written():
-    _, _, toolkit = blocks("python")
+    *_, toolkit = blocks("python")
     section = amilst.simulate_section(240, 60, 7, seed=0)
     names = {"X": amilst.PCA(10).fit_transform(section.X), "coordinates": section.obsm["spatial"]}
     names["depth"] = np.asarray(section.X.sum(axis=1)).ravel()
