@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         TrainingDivergedError,
     )
     from .estimator import AMILST
-    from .io import read, read_10x_h5, read_10x_mtx, read_h5ad, read_table, read_visium
+    from .io import read, read_10x_h5, read_10x_mtx, read_h5ad, read_sections, read_table, read_visium
     from .pipeline import identify_domains, score, simulate_section
     from .preprocess import PCA
     from .results import write_results
@@ -57,6 +57,7 @@ _HOMES = {
     "read_10x_h5": "io",
     "read_10x_mtx": "io",
     "read_h5ad": "io",
+    "read_sections": "io",
     "read_table": "io",
     "read_visium": "io",
     "score": "pipeline",
@@ -88,6 +89,7 @@ __all__ = [
     "read_10x_h5",
     "read_10x_mtx",
     "read_h5ad",
+    "read_sections",
     "read_table",
     "read_visium",
     "score",

@@ -81,16 +81,25 @@ def build_parser() -> argparse.ArgumentParser:
     common.add_argument("-q", "--quiet", action="store_true", help="show warnings and errors only")
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
-    run = _command(commands, "run", _run, "identify the domains of a section", common)
-    run.add_argument("input", metavar="INPUT", help="h5ad, Visium folder, 10x h5 or mtx, or count table")
+    run = _command(commands, "run", _run, "identify the domains of one or several sections", common)
+    run.add_argument(
+        "input",
+        nargs="+",
+        metavar="INPUT",
+        help="h5ad, Visium folder, 10x h5 or mtx, or count table; several: analyzed together",
+    )
     run.add_argument(
         "-k", "--n-domains", type=int, metavar="K", help="number of domains (default: by held-out spots)"
     )
     run.add_argument("-o", "--output", type=_path, required=True, metavar="OUT", help="results folder")
-    run.add_argument("--coordinates", metavar="TABLE", help="table of spots, x and y, for inputs without")
+    run.add_argument("--coordinates", metavar="TABLE", help="table of spots, x and y, for an input without")
     run.add_argument("--annotation", metavar="COLUMN|FILE", help="obs column or table to score against")
     _add_backed_flag(run)
-    run.add_argument("--sample-key", metavar="COLUMN", help="obs column with the section of each spot")
+    run.add_argument(
+        "--sample-key",
+        metavar="COLUMN",
+        help="obs column with the section of each spot; with several INPUTs, the one to write (default: section)",
+    )
     _add_method_flags(run)
 
     demo = _command(commands, "demo", _demo, "simulate a section and identify its domains", common)
@@ -232,12 +241,27 @@ def _run(options: argparse.Namespace, console: _Console) -> int:
     from . import io
 
     settings = _checked_settings(options)
-    _check_outside(options.output, options.input, options.coordinates, options.annotation)
+    _check_outside(options.output, *options.input, options.coordinates, options.annotation)
+    several = len(options.input) > 1
+    if several and options.coordinates is not None:
+        raise InputError(
+            "--coordinates applies to a single INPUT. Convert each input without coordinates to h5ad first: "
+            "amilst_lite.read(INPUT, coordinates=TABLE).write_h5ad(FILE)."
+        )
+    if several and options.sample_key is None:
+        options.sample_key = io.SECTION
     with io.atomic_folder(options.output, overwrite=options.force) as folder:
-        console.say(f"reading {options.input}")
-        adata = io.read(options.input, coordinates=options.coordinates, backed=options.backed)
-        annotation = _annotate(adata, options.annotation)
-        summary = _identify(adata, folder, options, settings, console, annotation, str(options.input))
+        console.say(f"reading {', '.join(options.input)}")
+        if several:
+            adata = io.read_sections(options.input, sample_key=options.sample_key, backed=options.backed)
+        else:
+            adata = io.read(options.input[0], coordinates=options.coordinates, backed=options.backed)
+        if several:
+            annotation = _annotate_sections(adata, options.annotation, options.sample_key, console)
+        else:
+            annotation = _annotate(adata, options.annotation)
+        source = options.input if several else options.input[0]
+        summary = _identify(adata, folder, options, settings, console, annotation, source)
     return console.report(summary, options.output)
 
 
@@ -286,7 +310,7 @@ def _identify(
     settings: dict[str, Any],
     console: _Console,
     annotation: str | None,
-    source: str,
+    source: Any,
 ) -> dict[str, Any]:
     from . import pipeline, results
 
@@ -368,6 +392,28 @@ def _annotate(adata: AnnData, annotation: str | None) -> str | None:
     from . import io
 
     return io.join_annotation(adata, annotation)
+
+
+def _annotate_sections(
+    adata: AnnData, annotation: str | None, sample_key: str, console: _Console
+) -> str | None:
+    """As `_annotate`; the names of the sections are not replaced, and sections without annotation are named."""
+    sections = adata.obs[sample_key]
+    column = _annotate(adata, annotation)
+    joined = adata.obs[sample_key]
+    if list(joined.astype(str)) != list(sections.astype(str)):
+        raise InputError(
+            f"The column {sample_key!r} of {annotation} differs from the names of the sections "
+            f"({', '.join(sections.cat.categories)}). Rename it, or choose another column for the names "
+            "(--sample-key)."
+        )
+    adata.obs[sample_key] = sections
+    if column is not None:
+        annotated = set(sections[adata.obs[column].notna()])
+        without = [name for name in sections.cat.categories if name not in annotated]
+        if without:
+            console.say(f"no annotation {column!r} in {', '.join(without)}")
+    return column
 
 
 # --- output -----------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ def write_results(
     adata: ad.AnnData,
     folder: str | PathLike[str],
     *,
-    source: str = "",
+    source: str | Sequence[str] = "",
     annotation: str | None = None,
     umap: bool = False,
     key_added: str = keys.DEFAULT_KEY,
@@ -55,8 +55,8 @@ def write_results(
         Folder for ``result.h5ad``, ``domains.csv``, ``run.json``, ``domains.png`` and ``losses.png``,
         ``composition.png`` if there are several sections, and ``selection.png`` if the number of domains was
         chosen. Created if missing.
-    source : str
-        What the section was read from, for the record.
+    source : str or sequence of str
+        What the section, or each of several, was read from, for the record.
     annotation : str, optional
         Column of ``obs`` to score against and to draw beside the domains.
     umap : bool

@@ -171,6 +171,83 @@ def test_settings_are_parsed_by_their_types(section, tmp_path):
     assert config["preprocess"]["n_top_genes"] == "none"
 
 
+# --- run with several inputs ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_sections(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    for name, seed in (("a", 1), ("b", 2)):
+        adata = amilst.simulate_section(200, 60, 3, seed=seed)
+        adata.obs["in_" + name] = adata.obs["ground_truth"]
+        adata.write_h5ad(folder / f"{name}.h5ad")
+    return [folder / "a.h5ad", folder / "b.h5ad"]
+
+
+def test_run_of_several_sections(two_sections, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = [*two_sections, "-k", 3, "-o", out, "--epochs", 2, "--shrinkage", 0.2, "--n-init", 6]
+    assert main(["run", *map(str, arguments), "--annotation", "in_a"]) == 0
+    shown = capsys.readouterr().err.splitlines()
+    assert f"reading {two_sections[0]}, {two_sections[1]}" in shown
+    assert "60 genes are shared by all sections; a: 60, b: 60" in shown
+    assert "no annotation 'in_a' in b" in shown
+    record = json.loads((out / "run.json").read_text())
+    assert record["input"] == [str(path) for path in two_sections]
+    assert record["sample_key"] == "section" and record["n_spots"] == 400
+    assert record["annotation"] == "in_a" and record["scores"]["domain"]["n_scored"] == 200
+    assert {"result.h5ad", "composition.png"} <= set(record["files"]) == {p.name for p in out.iterdir()}
+    result = ad.read_h5ad(out / "result.h5ad")
+    assert result.obs["section"].value_counts().to_dict() == {"a": 200, "b": 200}
+    assert result.obs["in_a"].notna().tolist() == [True] * 200 + [False] * 200
+    assert set(result.uns["spatial"]) == {"a", "b"}
+    assert pd.read_csv(out / "domains.csv")["spot"].is_unique
+
+
+def test_options_of_several_sections(two_sections, tmp_path, capsys, monkeypatch):
+    """What is given to `read_sections` and `identify_domains`; an annotation from a table."""
+    given = {}
+    original = amilst.identify_domains
+
+    def identify(adata, n_domains, **options):
+        given.update(options, columns=list(adata.obs.columns))
+        original(adata, n_domains, **options)
+
+    monkeypatch.setattr("amilst_lite.pipeline.identify_domains", identify)
+    table = tmp_path / "truth.csv"
+    names = amilst.read_sections(two_sections).obs_names
+    frame = pd.DataFrame({"slide": np.tile(["x", "y"], 200)}, index=names).rename_axis("spot")
+    frame.to_csv(table)
+    out = tmp_path / "out"
+    options = ["--quiet", "--annotation", table, "--sample-key", "slide"]
+    command = ["run", *two_sections, "-k", 3, "-o", out, *QUICK, *options]
+    line = refused(capsys, *command)
+    assert "The column 'slide' of " in line and "names of the sections (a, b)" in line
+    frame.rename(columns={"slide": "layer"}).to_csv(table)
+    assert main(list(map(str, command))) == 0
+    assert given["sample_key"] == "slide"
+    assert "slide" in given["columns"] and "section" not in given["columns"]
+    assert json.loads((out / "run.json").read_text())["scores"]["domain"]["n_scored"] == 400
+
+
+def test_several_sections_that_are_refused(two_sections, tmp_path, capsys):
+    out = tmp_path / "out"
+    end = ("-k", 3, "-o", out, *QUICK)
+    line = refused(capsys, "run", *two_sections, *end, "--coordinates", two_sections[0])
+    assert "--coordinates applies to a single INPUT" in line and "h5ad first" in line
+    assert "given twice" in refused(capsys, "run", *two_sections, two_sections[0], *end)
+    line = refused(capsys, "run", *two_sections, *end, "--sample-key", "ground_truth")
+    assert "obs['ground_truth'] exists already" in line
+    assert "'layer'" in refused(capsys, "run", *two_sections, *end, "--annotation", "layer")
+    line = refused(capsys, "run", *two_sections, "-k", 3, "-o", two_sections[1].parent, "--force", *QUICK)
+    assert "a.h5ad is in the output folder" in line
+    (tmp_path / "result").mkdir()
+    inside = write(tmp_path / "result/c.h5ad", lambda a: None)
+    line = refused(capsys, "run", *two_sections, inside, "-k", 3, "-o", tmp_path / "result", "--force")
+    assert "c.h5ad is in the output folder" in line and inside.exists()
+    assert not out.exists()
+
+
 # --- what is refused --------------------------------------------------------------------------
 
 

@@ -85,7 +85,7 @@ def fast(monkeypatch):
 
 def test_commands_of_the_readme():
     assert [words[0] for words in amilst_commands()] == [
-        "demo", "info", "run", "score", "run", "run", "info", "simulate",
+        "demo", "info", "run", "score", "run", "run", "run", "info", "simulate",
     ]  # fmt: skip
 
 
@@ -98,6 +98,8 @@ def test_commands_run_as_written(tmp_path, monkeypatch, capsys):
     """In the README's order, on a small section with the name used in the README."""
     monkeypatch.chdir(tmp_path)
     amilst.simulate_section(240, 60, 7, seed=0).write_h5ad("section.h5ad")
+    amilst.simulate_section(240, 60, 7, seed=0).write_h5ad("first.h5ad")
+    amilst.simulate_section(180, 60, 7, seed=0).write_h5ad("second.h5ad")
     for words in amilst_commands():
         if words[0] == "demo":
             words = [*words, "--n-spots", "240", "--n-genes", "60", "--epochs", "3"]
@@ -109,6 +111,9 @@ def test_commands_run_as_written(tmp_path, monkeypatch, capsys):
         assert {p.name for p in Path(folder).iterdir()} == {
             "result.h5ad", "domains.csv", "domains.png", "losses.png", "run.json",
         }  # fmt: skip
+    record = json.loads(Path("results_joint/run.json").read_text())
+    assert record["input"] == ["first.h5ad", "second.h5ad"] and record["sample_key"] == "section"
+    assert Path("results_joint/composition.png").is_file()
 
 
 def test_demo_finds_the_simulated_layers(tmp_path):
@@ -158,12 +163,14 @@ def test_next_steps_run_as_written():
 
 
 @pytest.mark.usefixtures("fast")
-def test_several_sections_run_as_written(capsys):
+def test_several_sections_run_as_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     _, _, sections, _ = blocks("python")
-    first, second = (amilst.simulate_section(240, 60, 7, seed=seed) for seed in (0, 1))
-    for section in (first, second):
+    for seed, name in enumerate(("A1", "A2")):
+        section = amilst.simulate_section(240, 60, 7, seed=seed)
         section.obs["layer"] = section.obs["ground_truth"]
-    names = {"amilst": amilst, "first": first, "second": second}
+        section.write_h5ad(f"{name}.h5ad")
+    names = {"amilst": amilst}
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", AmilstWarning

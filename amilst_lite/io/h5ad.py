@@ -70,17 +70,18 @@ def read_h5ad(path: PathLike, *, backed: bool = False) -> AnnData:
                 f"{path} has no expression matrix: expected counts in X or layers[{keys.COUNTS!r}], "
                 f"found no X and the layers {examples(adata.layers)}."
             )
-        if adata.X is not None and not backed and _are_counts(adata.X):
+        if adata.X is not None and not backed and are_counts(adata.X):
             adata.X = to_csr(adata.X)
         counts = adata.layers.get(keys.COUNTS)
-        if counts is not None and _are_counts(counts):
+        if counts is not None and are_counts(counts):
             adata.layers[keys.COUNTS] = to_csr(counts)
     adata.obs_names = unique(adata.obs_names, "spot names", path)
     adata.var_names = unique(adata.var_names, "gene names", path)
     return adata
 
 
-def _are_counts(matrix: Any) -> bool:
+def are_counts(matrix: Any) -> bool:
+    """Whether a matrix, dense or sparse, holds no negative, fractional or missing values."""
     values = matrix.data if sparse.issparse(matrix) else np.asarray(matrix)
     blocks = np.array_split(values, max(1, values.size // 1_000_000))
     # float32 represents integers up to 2^24 exactly; NaN fails the first comparison

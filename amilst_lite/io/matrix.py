@@ -66,7 +66,7 @@ def assemble(matrix: Any, obs: pd.DataFrame, var: pd.DataFrame, source: Path) ->
     return AnnData(X=matrix, obs=obs, var=var)
 
 
-def unique(names: pd.Index, what: str, source: Path) -> pd.Index:
+def unique(names: pd.Index, what: str, source: Path | str) -> pd.Index:
     """``names`` as text; "-1", "-2", ... is appended to repeated ones, with a warning."""
     from anndata.utils import make_index_unique
 
