@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from numbers import Integral, Real
 from typing import Any
@@ -13,7 +14,14 @@ import torch
 
 from .errors import InputError, NotFittedError
 
-__all__ = ["check_array", "check_fitted", "check_number", "check_random_state", "check_tensor"]
+__all__ = [
+    "check_array",
+    "check_fitted",
+    "check_model_arrays",
+    "check_number",
+    "check_random_state",
+    "check_tensor",
+]
 
 
 def check_array(X: Any, estimator: Any = None, *, reset: bool = False, **options: Any) -> Any:
@@ -117,3 +125,54 @@ def check_random_state(random_state: Any) -> int:
     if not integer or not 0 <= random_state < 2**32:
         raise InputError(f"random_state must be None or an integer >= 0 and < 2**32; found {random_state!r}.")
     return int(random_state)
+
+
+def check_model_arrays(
+    arrays: Mapping[str, Any], shapes: Mapping[str, str], owner: str, *, integers: tuple[str, ...] = ()
+) -> dict[str, int]:
+    """Check the arrays of a part of a saved model, which may come from a file that somebody else has written.
+
+    Parameters
+    ----------
+    arrays : mapping of str to ndarray
+    shapes : mapping of str to str
+        The names expected, and for each the names of its dimensions, separated by spaces, such as ``"K C"``;
+        ``""`` for a number. Dimensions of one name have one length.
+    owner : str
+        The part, for the messages.
+    integers : tuple of str
+        The arrays of integers; the others are float32 or float64 and finite.
+
+    Returns
+    -------
+    dict of str to int
+        The lengths, each at least one, by the names of the dimensions.
+
+    Raises
+    ------
+    InputError
+        Other names, numbers of dimensions, lengths or dtypes; entries that are not finite.
+    """
+
+    def refuse(expected: str, found: str) -> InputError:
+        return InputError(f"{owner} of the model must have {expected}; found {found}. Save the model again.")
+
+    if set(arrays) != set(shapes):
+        raise refuse(f"the arrays {', '.join(sorted(shapes))}", ", ".join(sorted(arrays)) or "none")
+    lengths: dict[str, int] = {}
+    for name, shape in shapes.items():
+        array, dimensions = arrays[name], shape.split()
+        if not isinstance(array, np.ndarray | np.generic) or array.ndim != len(dimensions):
+            found = type(array).__name__ if not hasattr(array, "shape") else f"shape {array.shape}"
+            raise refuse(f"{name!r} as an array of {len(dimensions)} dimensions", found)
+        if name in integers:
+            if array.dtype.kind not in "iu":
+                raise refuse(f"integers in {name!r}", str(array.dtype))
+        elif array.dtype not in (np.float32, np.float64):
+            raise refuse(f"float32 or float64 in {name!r}", str(array.dtype))
+        elif not np.isfinite(array).all():
+            raise refuse(f"finite numbers in {name!r}", "NaN or infinity")
+        for dimension, length in zip(dimensions, array.shape, strict=True):
+            if length < 1 or lengths.setdefault(dimension, length) != length:
+                raise refuse(f"one length {dimension} >= 1 in all arrays", f"{name!r} of shape {array.shape}")
+    return lengths

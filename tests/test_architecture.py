@@ -17,7 +17,7 @@ OPTIONAL = {"matplotlib", "igraph", "umap"}
 # the layers of the design: Â·H and the neighbor search are used by all of layer 1, results use the pipeline.
 LAYERS = [
     ["errors", "_version"],
-    ["keys", "config", "runtime"],
+    ["keys", "config", "runtime", "model_file"],
     ["validation"],
     ["nn.sparse", "spatial.neighbors"],
     ["preprocess", "spatial", "nn", "cluster", "metrics", "simulate"],

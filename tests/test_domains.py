@@ -101,11 +101,33 @@ def test_probabilities_are_those_of_the_average_in_order_of_size():
     assert np.array_equal(domains.labels, domains.probabilities.argmax(1))
 
 
+def test_mixture_gives_the_domains_in_the_same_order_to_other_rows():
+    X, truth = blobs(4, n=400, apart=3.0)
+    X = X[(truth != 1) | (np.arange(400) < 100)]
+    order = np.random.default_rng(0).permutation(len(X))
+    X = X[order]
+    domains = find_domains(X, 4, ClusterConfig(n_init=8), seed=2)
+    average = fit_average(X, 4, n_init=8, seed=2)
+    assert not np.array_equal(domains.labels, average.labels)  # the order of size is another one
+    np.testing.assert_array_equal(domains.mixture.predict_proba(X), domains.probabilities)
+    reversed_rows = domains.mixture.predict_proba(X[::-1])
+    np.testing.assert_array_equal(reversed_rows.argmax(1), domains.labels[::-1])
+
+
+@pytest.mark.parametrize("method", ["kmeans", "leiden"])
+def test_other_clusterings_keep_no_mixture(method):
+    if method == "leiden":
+        pytest.importorskip("igraph")
+    domains = find_domains(blobs(3)[0], 3, ClusterConfig(method=method, n_init=2))
+    assert domains.mixture is None and domains.evidence is None
+
+
 def test_domains_without_spots_are_reported(monkeypatch):
     X, truth = blobs(3)
-    evidence = find_domains(X, 3, ClusterConfig(n_init=2)).evidence
+    fitted = fit_average(X, 3, n_init=2)
+    evidence = fitted.evidence
     posterior = np.eye(3, dtype=np.float32)[np.minimum(truth, 1)]
-    average = MixtureAverage(posterior.argmax(1), posterior, evidence)
+    average = MixtureAverage(posterior.argmax(1), posterior, evidence, fitted.fitted)
     monkeypatch.setattr(module, "fit_average", lambda *_, **__: average)
     with pytest.warns(AmilstWarning, match="1 of 3 domains have no spots.*--n-domains"):
         domains = find_domains(X, 3)

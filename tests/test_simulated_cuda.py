@@ -169,11 +169,11 @@ def test_host_waits_are_recorded_with_their_line():
 def test_lines_are_those_of_the_package():
     with simulated_cuda() as cuda:
         standardize(torch.rand(10, 3, device="cuda"))
-    assert {operation for operation, _ in cuda.waits} == {"item"}
+    assert {operation for operation, _ in cuda.waits} == {"item", "download"}
     for _, line in (*cuda.waits, *cuda.launches):
         file, place = line.split(":")
         if file != "test_simulated_cuda.py":
-            assert file == "spatial/spectral_filter.py" and place.endswith(" standardize")
+            assert file == "spatial/spectral_filter.py" and place.endswith((" of", " apply"))
     assert any(operation == "mean" for operation, _ in cuda.launches)
 
 
@@ -491,7 +491,7 @@ def test_waits_of_the_filter_do_not_depend_on_the_degree(X, graph):
         with simulated_cuda() as cuda:
             run_filter(graph, X[graph.order], "cuda", degree=degree)
         waits.append(waits_at(cuda.waits, "spatial/", "nn/"))
-        assert waits[-1] <= 6, cuda.report()
+        assert waits[-1] <= 8, cuda.report()  # fitting and filtering each find the degrees of the nodes
     assert waits[0] == waits[1]
 
 

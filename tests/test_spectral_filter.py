@@ -5,13 +5,18 @@ import pytest
 import torch
 
 from amilst_lite.errors import AmilstWarning, InputError
+from amilst_lite.model_file import read_model, write_model
 from amilst_lite.nn.sparse import SymmetricAdjacency
 from amilst_lite.spatial import SpatialGraph
+from amilst_lite.spatial import spectral_filter as module
 from amilst_lite.spatial.spectral_filter import (
+    FittedFilter,
     _apply,
     _chebyshev_moments,
     denoise,
     fill_low_depth,
+    fit_denoise,
+    least_depth,
     standardize,
     wiener_filter,
 )
@@ -37,6 +42,11 @@ def spectrum(adjacency):
 
 def noise(columns=3, seed=0):
     return torch.randn(N, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def averaging(depth, adjacency, floor):
+    """`fill_low_depth` with a floor that refers to the median of this depth."""
+    return fill_low_depth(depth, adjacency, least_depth(depth, floor))
 
 
 def chebyshev(values, order):
@@ -156,11 +166,11 @@ def test_low_depth_rows_are_averaged_with_their_neighbors(adjacency):
         mean = weights @ X.double() / weights.sum()
         own = depth[i] / floor
         expected[i] = own * X[i].double() + (1 - own) * mean
-    found = fill_low_depth(depth, adjacency, 0.5)(X)
+    found = averaging(depth, adjacency, 0.5)(X)
     torch.testing.assert_close(found, expected.float(), rtol=1e-3, atol=1e-4)
     assert not torch.allclose(found, X)
     # without low-depth spots nothing changes
-    same = fill_low_depth(torch.ones(N), adjacency, 0.5)(X)
+    same = averaging(torch.ones(N), adjacency, 0.5)(X)
     torch.testing.assert_close(same, X)
 
 
@@ -178,7 +188,7 @@ def test_spots_that_can_receive_nothing_keep_their_rows():
     depth[far[0]] = 7.3  # its neighbors have none
     depth[graph.rank[0]] = 0.0
     X = torch.from_numpy(rng.normal(size=(69, 3)).astype(np.float32)) + 5
-    found = fill_low_depth(depth, dense, 0.5)(X)
+    found = averaging(depth, dense, 0.5)(X)
     torch.testing.assert_close(found[alone], X[alone], rtol=0, atol=0)
     torch.testing.assert_close(found[far[0]], X[far[0]], rtol=0, atol=0)
     # those around it have only its counts to receive, one without any counts its neighbors' mean
@@ -186,7 +196,7 @@ def test_spots_that_can_receive_nothing_keep_their_rows():
     others = graph.rank[1:60]
     torch.testing.assert_close(found[graph.rank[0]], X[others].mean(0), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(found[others], X[others], rtol=0, atol=0)
-    nothing = fill_low_depth(torch.zeros(69), dense, 0.5)(X)
+    nothing = averaging(torch.zeros(69), dense, 0.5)(X)
     torch.testing.assert_close(nothing, X, rtol=0, atol=0)
 
 
@@ -198,14 +208,14 @@ def test_rounding_is_not_received_from_neighbors_without_counts(adjacency):
         depth = torch.full((N,), 100.0)
         depth[A[spot] > 0] = 0.0
         depth[spot] = 7.3
-        found = fill_low_depth(depth, adjacency, 0.5)(X)
+        found = averaging(depth, adjacency, 0.5)(X)
         torch.testing.assert_close(found[spot], X[spot], rtol=0, atol=0)
 
 
 def test_averaged_noise_is_not_taken_for_signal(adjacency):
     rng = np.random.default_rng(0)
     depth = torch.from_numpy(np.where(rng.random(N) < 0.4, 10.0, 100.0))
-    fill = fill_low_depth(depth, adjacency, 0.9)
+    fill = averaging(depth, adjacency, 0.9)
     averaged = fill(noise(40))
     kept, known = wiener_filter(averaged, adjacency, averaged=fill)
     kept_as_white, unknown = wiener_filter(averaged, adjacency)
@@ -220,7 +230,7 @@ def test_signal_is_kept_where_noise_was_averaged(adjacency, spectrum):
     clean = (vectors[:, -11:-1] @ weights) / root[:, None]
     clean = clean / clean.std(0)
     depth = torch.from_numpy(np.where(np.random.default_rng(0).random(N) < 0.4, 10.0, 100.0))
-    fill = fill_low_depth(depth, adjacency, 0.9)
+    fill = averaging(depth, adjacency, 0.9)
     noisy = fill((clean + 0.7 * torch.randn(N, 4, generator=generator, dtype=torch.float64)).float())
     filtered, gain = wiener_filter(noisy, adjacency, averaged=fill)
     before, after = ((x.double() - clean).square().mean(0) for x in (noisy, filtered))
@@ -242,7 +252,7 @@ def test_denoise_averages_low_depth_spots_first(adjacency):
     rng = np.random.default_rng(1)
     depth = torch.from_numpy(np.where(rng.random(N) < 0.3, 1.0, 100.0))
     X = torch.from_numpy(rng.normal(size=(N, 4)).astype(np.float32))
-    expected = standardize(fill_low_depth(depth, adjacency, 0.5)(standardize(X)))
+    expected = standardize(averaging(depth, adjacency, 0.5)(standardize(X)))
     torch.testing.assert_close(denoise(X, adjacency, None, depth=depth, depth_floor=0.5), expected)
     torch.testing.assert_close(denoise(X, adjacency, None, depth=depth, depth_floor=0.0), standardize(X))
 
@@ -250,10 +260,106 @@ def test_denoise_averages_low_depth_spots_first(adjacency):
 def test_denoise_tells_the_filter_of_the_averaging(adjacency):
     depth = torch.from_numpy(np.where(np.random.default_rng(1).random(N) < 0.4, 1.0, 100.0))
     X = noise(4).cumsum(0)
-    fill = fill_low_depth(depth, adjacency, 0.5)
+    fill = averaging(depth, adjacency, 0.5)
     averaged = fill(standardize(X))
     expected = standardize(wiener_filter(averaged, adjacency, seed=3, averaged=fill)[0])
     as_white = standardize(wiener_filter(averaged, adjacency, seed=3)[0])
     found = denoise(X, adjacency, 0.1, depth=depth, depth_floor=0.5, seed=3)
     torch.testing.assert_close(found, expected)
     assert not torch.allclose(found, as_white, atol=1e-3)
+
+
+def some_low(n, seed=1, low=1.0, high=100.0):
+    return torch.from_numpy(np.where(np.random.default_rng(seed).random(n) < 0.3, low, high))
+
+
+def test_least_depth_is_a_share_of_the_median_of_positive_counts():
+    assert least_depth(torch.tensor([0.0, 0.0, 10.0, 20.0, 40.0]), 0.25) == 5
+    assert least_depth(torch.zeros(3), 0.25) == 0
+
+
+@pytest.mark.parametrize("noise_band", [None, 0.1])
+@pytest.mark.parametrize("with_depth", [False, True])
+@pytest.mark.parametrize("threshold", [1e-6, 1e6])
+def test_fitted_filter_gives_the_training_features_the_same_bits(
+    adjacency, monkeypatch, tmp_path, noise_band, with_depth, threshold
+):
+    monkeypatch.setattr(module, "_LEAST_SIGNAL", threshold)
+    X, options = noise(4).cumsum(0) + 3, {"depth_floor": 0.5, "seed": 3}
+    depth = some_low(N) if with_depth else None
+    filtered, fitted = fit_denoise(X, adjacency, noise_band, depth=depth, **options)
+    assert torch.equal(filtered, denoise(X, adjacency, noise_band, depth=depth, **options))
+    assert (fitted.wiener is not None) == (noise_band is not None and threshold < 1)
+    assert fitted.least_depth == (50 if with_depth else 0)
+    assert torch.equal(fitted.apply(X, adjacency, depth=depth), filtered)
+    assert torch.equal(fitted.apply(X.double(), adjacency, depth=depth), filtered)
+    write_model(tmp_path / "m.h5", {"filter": fitted.to_arrays()}, {})
+    again = FittedFilter.from_arrays(read_model(tmp_path / "m.h5")[0]["filter"])
+    assert torch.equal(again.apply(X, adjacency, depth=depth), filtered)
+
+
+@pytest.fixture(scope="module")
+def other():
+    """Another section, with another number of spots and neighbors."""
+    graph = SpatialGraph.from_coordinates(np.random.default_rng(5).random((500, 2)), n_neighbors=9)
+    return SymmetricAdjacency(graph.adjacency())
+
+
+def test_other_sections_are_filtered_by_the_same_polynomial_in_their_own_graph(adjacency, other):
+    X = noise(3).cumsum(0)
+    _, fitted = fit_denoise(X, adjacency, 0.1)
+    new = torch.randn(500, 3, generator=torch.Generator().manual_seed(8)).cumsum(0) + 50
+    dense = other.coo.to_dense().double()
+    values, vectors = torch.linalg.eigh(dense)
+    root = (1 / dense.diagonal()).sqrt()[:, None]
+    scale = (X - X.mean(0)).square().mean(0).sum().sqrt()
+    signal = ((new - X.mean(0)) / scale).double() * root  # the standardized training features have mean zero
+    coefficients = torch.from_numpy(fitted.wiener.coefficients)
+    response = sum(chebyshev(values, m)[:, None] * coefficients[m] for m in range(len(coefficients)))
+    expected = vectors @ (response * (vectors.T @ signal)) / root
+    expected = (expected - torch.from_numpy(fitted.after.mean)) / fitted.after.scale
+    torch.testing.assert_close(fitted.apply(new, other).double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_depth_of_other_sections_is_compared_with_that_of_training(adjacency, other):
+    _, fitted = fit_denoise(noise(3), adjacency, None, depth=some_low(N), depth_floor=0.5)
+    new = torch.randn(500, 3, generator=torch.Generator().manual_seed(8))
+    shallow = torch.full((500,), 20.0)  # below half the median of training, not below half its own
+    standardized = fitted.before.apply(new)
+    expected = fitted.after.apply(fill_low_depth(shallow, other, 50.0)(standardized))
+    found = fitted.apply(new, other, depth=shallow)
+    assert torch.equal(found, expected)
+    assert not torch.allclose(found, fitted.after.apply(averaging(shallow, other, 0.5)(standardized)))
+    assert torch.equal(fitted.apply(new, other), fitted.after.apply(standardized))
+
+
+def test_features_that_do_not_fit_the_filter_are_refused(adjacency, other):
+    _, fitted = fit_denoise(noise(3), adjacency, 0.1, depth=some_low(N), depth_floor=0.5)
+    with pytest.raises(InputError, match="fitted to 3 features; found 4"):
+        fitted.apply(noise(4), adjacency)
+    with pytest.raises(InputError, match="each of the 500 nodes"):
+        fitted.apply(noise(3), other)
+    with pytest.raises(InputError, match=f"total counts of the {N} spots; found shape \\(500,\\)"):
+        fitted.apply(noise(3), adjacency, depth=torch.ones(500))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mean_after": np.ones(4, np.float32)}, "one length C >= 1"),
+        ({"wiener_gain": None}, "must have the arrays"),
+        ({"more": np.ones(1)}, "must have the arrays .*; found .*more"),
+        ({"scale_before": np.float64(0)}, "scales > 0"),
+        ({"scale_after": np.float64(np.nan)}, "finite numbers in 'scale_after'"),
+        ({"least_depth": np.float64(-1)}, "a least depth >= 0"),
+        ({"wiener_coefficients": np.ones((1, 3))}, "at least 2 coefficients"),
+        ({"wiener_mean": np.ones(3, np.int64)}, "float32 or float64 in 'wiener_mean'; found int64"),
+        ({"wiener_mean": {}}, "'wiener_mean' as an array of 1 dimensions; found dict"),
+    ],
+)
+def test_arrays_that_are_no_filter(adjacency, changes, message):
+    arrays = fit_denoise(noise(3), adjacency, 0.1)[1].to_arrays() | changes
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    with pytest.raises(InputError, match=message) as caught:
+        FittedFilter.from_arrays(arrays)
+    assert "the spatial filter of the model must have" in str(caught.value)

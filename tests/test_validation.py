@@ -10,7 +10,14 @@ import torch
 from amilst_lite.cluster import GaussianMixture, KMeans, blocks
 from amilst_lite.errors import InputError, NotFittedError
 from amilst_lite.preprocess.pca import PCA
-from amilst_lite.validation import check_array, check_fitted, check_number, check_random_state, check_tensor
+from amilst_lite.validation import (
+    check_array,
+    check_fitted,
+    check_model_arrays,
+    check_number,
+    check_random_state,
+    check_tensor,
+)
 
 
 @contextlib.contextmanager
@@ -140,3 +147,26 @@ def test_invalid_matrices(convert, X, message):
 def test_check_fitted():
     with pytest.raises(NotFittedError, match="This KMeans instance is not fitted yet"):
         check_fitted(KMeans(), "labels_")
+
+
+def test_arrays_of_a_model_have_the_lengths_of_their_dimensions():
+    arrays = {
+        "mean": np.ones(3, np.float32),
+        "axes": np.ones((3, 2)),
+        "scale": np.float64(2),
+        "k": np.arange(2),
+    }
+    shapes = {"mean": "C", "axes": "C D", "scale": "", "k": "D"}
+    assert check_model_arrays(arrays, shapes, "the part", integers=("k",)) == {"C": 3, "D": 2}
+    for name, value, message in [
+        ("mean", np.ones(4), "one length C >= 1 in all arrays; found 'axes' of shape \\(3, 2\\)"),
+        ("axes", np.ones((3, 0)), "one length D >= 1"),
+        ("axes", np.ones(3), "'axes' as an array of 2 dimensions; found shape \\(3,\\)"),
+        ("scale", 2.0, "'scale' as an array of 0 dimensions; found float"),
+        ("scale", np.array(np.nan), "finite numbers in 'scale'"),
+        ("scale", np.array(2), "float32 or float64 in 'scale'; found int64"),
+        ("k", np.ones(2), "integers in 'k'; found float64"),
+        ("other", np.ones(2), "the arrays axes, k, mean, scale; found axes, k, mean, other, scale"),
+    ]:
+        with pytest.raises(InputError, match=f"the part of the model must have {message}"):
+            check_model_arrays(arrays | {name: value}, shapes, "the part", integers=("k",))

@@ -12,7 +12,7 @@ from ..config import ClusterConfig
 from ..errors import AmilstWarning, InputError
 from .kmeans import KMeans
 from .leiden import leiden, neighbor_graph, neighbor_vote
-from .shrinkage import Evidence, fit_average
+from .shrinkage import Evidence, FittedAverage, fit_average
 
 __all__ = ["Domains", "find_domains"]
 
@@ -33,11 +33,15 @@ class Domains:
         posterior, the share of each domain among the spot and its 20 nearest neighbors in the embedding.
     evidence : Evidence or None
         For the mixture, how the shrinkage of its covariance was chosen.
+    mixture : FittedAverage or None
+        For the mixture, what gives the probabilities of the same domains for other rows; those of training get
+        the same bits.
     """
 
     labels: np.ndarray
     probabilities: np.ndarray
     evidence: Evidence | None = None
+    mixture: FittedAverage | None = None
 
     @property
     def confidence(self) -> np.ndarray:
@@ -96,7 +100,7 @@ def find_domains(
             f"Expected at least n_domains={n_domains} distinct rows in the embedding; found {n_distinct}. "
             f"Set n_domains (--n-domains) to at most {n_distinct}."
         )
-    evidence = None
+    evidence = mixture = None
     if isinstance(embedding, torch.Tensor):
         embedding = embedding.cpu().numpy()
     if config.method == "gmm":
@@ -109,7 +113,8 @@ def find_domains(
             seed=seed,
             device=device,
         )
-        labels, probabilities, evidence = average.labels, average.probabilities, average.evidence
+        labels, probabilities = average.labels, average.probabilities
+        evidence, mixture = average.evidence, average.fitted
     else:
         graph = neighbor_graph(embedding, _NEIGHBORS, seed)
         if config.method == "leiden":
@@ -127,4 +132,6 @@ def find_domains(
             stacklevel=2,
         )
     by_size = np.argsort(-sizes, kind="stable")
-    return Domains(np.argsort(by_size)[labels], probabilities[:, by_size], evidence)
+    if mixture is not None:
+        mixture = mixture.reordered(by_size)
+    return Domains(np.argsort(by_size)[labels], probabilities[:, by_size], evidence, mixture)

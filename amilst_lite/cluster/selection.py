@@ -18,7 +18,7 @@ import torch
 from ..config import ClusterConfig
 from ..errors import InputError
 from ..runtime import spawn_seeds
-from .shrinkage import SHARES, held_out, principal_axes_of
+from .shrinkage import SHARES, PrincipalAxes, held_out
 
 __all__ = ["Selection", "select_n_domains"]
 
@@ -96,7 +96,8 @@ def select_n_domains(
             f"Expected at least 20 spots and candidates from 2 to a tenth of the number of spots; found {n_spots} "
             f"spots and the candidates {list(candidates)}. Set the number of domains (--n-domains)."
         )
-    rotated = torch.from_numpy(principal_axes_of(np.asarray(embedding)))
+    array = np.asarray(embedding)
+    rotated = torch.from_numpy(PrincipalAxes.of(array).rotate(array))
     rotated = rotated[:, : max(1, round(_COLUMNS * rotated.shape[1]))]
     shares = np.asarray(SHARES if config.shrinkage is None else (config.shrinkage,), dtype=float)
     near = np.arange(len(shares))  # shares tried: all at first, then those next to the last best

@@ -14,14 +14,17 @@ be. A mixture treats the columns, and neighboring spots, as independent evidence
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import brentq, linear_sum_assignment
 
+from ..errors import InputError
 from ..runtime import make_generator, resolve_device, spawn_seeds
+from ..validation import check_model_arrays
 from . import covariance as models
 from .blocks import block_threads, over_blocks, sum_over_blocks
 from .covariance import Parameters, Setting
@@ -32,11 +35,12 @@ from .starts import short_kmeans
 __all__ = [
     "SHARES",
     "Evidence",
+    "FittedAverage",
     "MixtureAverage",
+    "PrincipalAxes",
     "fit_average",
     "held_out",
     "match_components",
-    "principal_axes_of",
 ]
 
 SHARES = (0.01, 0.03, 0.1, 0.2, 0.4, 0.65, 0.9)
@@ -54,6 +58,9 @@ _STEPS, _KEPT = (12, 60), 3
 """EM steps of all restarts, and of the ``_KEPT`` best of them."""
 _FULL_STEPS = 20
 """EM steps on all rows, where there are more than `_MOST_ROWS`."""
+
+Density = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Weights (K,), means (K, d) and Cholesky factors of the precisions of a mixture of d leading columns."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +93,223 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class PrincipalAxes:
+    """The principal axes of the covariance of some rows, in descending order of their variance.
+
+    Attributes
+    ----------
+    mean : ndarray, (C,)
+        Of the rows; dtype of the rows.
+    axes : ndarray, (C, D <= C)
+        Orthonormal columns; axes without variance are left out. Dtype of the rows.
+    """
+
+    mean: np.ndarray
+    axes: np.ndarray
+
+    @classmethod
+    def of(cls, X: np.ndarray) -> PrincipalAxes:
+        """Those of the rows (N, C), float32."""
+        mean = X.mean(0, dtype=np.float64).astype(X.dtype)
+        centered = X - mean
+        values, vectors = np.linalg.eigh(np.asarray(centered.T @ centered, dtype=np.float64))
+        kept = np.flatnonzero(values > 1e-7 * max(values[-1], 1e-300))[::-1]
+        axes = vectors[:, kept]
+        # signs that do not depend on the library
+        axes *= np.where(np.take_along_axis(axes, np.abs(axes).argmax(0)[None], 0) < 0, -1.0, 1.0)
+        return cls(mean, axes.astype(X.dtype))
+
+    def rotate(self, X: np.ndarray) -> np.ndarray:
+        """Rows (N, C), less the mean, on the axes: (N, D), dtype of the axes."""
+        return np.ascontiguousarray((np.asarray(X, dtype=self.mean.dtype) - self.mean) @ self.axes)
+
+
+@dataclass(frozen=True)
+class FittedAverage:
+    """Several mixtures and the average of their posteriors, for the rows of training and for others.
+
+    Attributes
+    ----------
+    axes : PrincipalAxes
+        Of the rows of training.
+    densities : tuple of Density
+        The P mixtures, each of as many leading axes as its means have columns; float64.
+    weights : ndarray of float64, (P,)
+        Of the mixtures in the average; they sum to one.
+    target : ndarray of int64, (P, K)
+        For every component of every mixture, the component of the average that it belongs to.
+    covariance_type : str
+        scikit-learn's name; see `GaussianMixture`.
+    temperature : float
+        The log odds of the average are divided by it, >= 1.
+    order : ndarray of int64, (K,)
+        For every column of the probabilities, the component of the average that it belongs to.
+    """
+
+    axes: PrincipalAxes
+    densities: tuple[Density, ...]
+    weights: np.ndarray
+    target: np.ndarray
+    covariance_type: str
+    temperature: float
+    order: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        axes: PrincipalAxes,
+        rotated: torch.Tensor,
+        fits: Sequence[tuple[float, Density]],
+        covariance_type: str,
+        device: torch.device,
+    ) -> FittedAverage:
+        """Match the components of mixtures with weights on the rotated rows (N, D); temperature 1."""
+        weights = np.array([weight for weight, _ in fits])
+        densities = tuple(density for _, density in fits)
+        target = match_components(_overlaps(rotated, densities, covariance_type, device), weights)
+        order = np.arange(target.shape[1])
+        return cls(axes, densities, weights / weights.sum(), target, covariance_type, 1.0, order)
+
+    def predict_proba(self, X: np.ndarray, *, device: str | torch.device = "cpu") -> np.ndarray:
+        """Probabilities of the components; for the rows of training, the same bits as `fit_average` returned.
+
+        Parameters
+        ----------
+        X : ndarray, (N, C), float32
+            In any order.
+        device : str or torch.device
+
+        Returns
+        -------
+        ndarray of float32, (N, K)
+            Rows sum to one.
+
+        Raises
+        ------
+        InputError
+            ``X`` is not a matrix with at least one row and the number of columns of training.
+        """
+        if np.ndim(X) != 2 or len(X) == 0 or np.shape(X)[1] != len(self.axes.mean):
+            raise InputError(
+                f"expected rows of {len(self.axes.mean)} columns, as in training; found shape {np.shape(X)}."
+            )
+        resolved = resolve_device(device)
+        rotated = torch.from_numpy(self.axes.rotate(X))
+        with block_threads():
+            average = self.average(rotated, resolved)
+        return _tempered(_logarithm(average), self.temperature)[:, self.order]
+
+    def average(self, rotated: torch.Tensor, device: torch.device) -> np.ndarray:
+        """The weighted mean of the posteriors for rotated rows (N, D): (N, K), float32.
+
+        Its columns are the components of the average, before `order` and `temperature`.
+        """
+        n_fits, n_components = self.target.shape
+        mixing = np.zeros((n_fits, n_components, n_components))
+        for fit, weight in enumerate(self.weights):
+            mixing[fit, np.arange(n_components), self.target[fit]] = weight
+        matrix = torch.from_numpy(mixing.reshape(-1, n_components)).to(device)
+        posteriors = _posteriors(rotated, self.densities, self.covariance_type, device)
+        width = n_fits * n_components + rotated.shape[1]
+        parts = over_blocks(
+            lambda rows: (posteriors(rows) @ matrix).float().cpu(), len(rotated), width, device
+        )
+        return torch.cat(list(parts)).numpy()
+
+    def reordered(self, order: np.ndarray) -> FittedAverage:
+        """The same with column ``order[j]`` of the probabilities as column j; ``order``: (K,)."""
+        return replace(self, order=self.order[order])
+
+    def to_arrays(self) -> dict[str, Any]:
+        """The state as arrays, those of each mixture in a dict of their own; see `from_arrays`."""
+        fits = {
+            str(place): dict(zip(("weights", "means", "factors"), density, strict=True))
+            for place, density in enumerate(self.densities)
+        }
+        return {
+            "mean": self.axes.mean,
+            "axes": self.axes.axes,
+            "fits": fits,
+            "weights": self.weights,
+            "target": self.target,
+            "temperature": np.array(self.temperature),
+            "order": self.order,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Any], covariance_type: str) -> FittedAverage:
+        """The average of `to_arrays`, which gives the same bits.
+
+        Parameters
+        ----------
+        arrays : mapping
+        covariance_type : str
+            See `GaussianMixture`; either name.
+
+        Raises
+        ------
+        InputError
+            Names or shapes are not those of an average, or values are out of range.
+        """
+        owner, model = "the mixture", models.canonical_model(covariance_type)
+        fits = arrays.get("fits")
+        if not isinstance(fits, Mapping) or set(fits) != {str(place) for place in range(len(fits))}:
+            raise InputError(
+                f"{owner} of the model must have fits 0, 1, ...; found none. Save the model again."
+            )
+        shapes = {
+            "mean": "C",
+            "axes": "C D",
+            "weights": "P",
+            "target": "P K",
+            "temperature": "",
+            "order": "K",
+        }
+        rest = {name: array for name, array in arrays.items() if name != "fits"}
+        lengths = check_model_arrays(rest, shapes, owner, integers=("target", "order"))
+        components = np.arange(lengths["K"])
+        usable = (
+            len(fits) == lengths["P"]
+            and rest["mean"].dtype == rest["axes"].dtype
+            and (rest["weights"] > 0).all()
+            and (np.sort(rest["target"], axis=1) == components).all()
+            and np.array_equal(np.sort(rest["order"]), components)
+            and rest["temperature"] >= 1
+        )
+        factors = {"tied": "d d", "full": "K d d", "tied_diag": "d", "diag": "K d", "spherical": "K"}
+        densities = []
+        for place in range(len(fits)):
+            part = fits[str(place)]
+            if not isinstance(part, Mapping):
+                raise InputError(
+                    f"{owner} of the model must have arrays in fit {place}. Save the model again."
+                )
+            shape = {"weights": "K", "means": "K d", "factors": factors.get(model, "")}
+            found = check_model_arrays(part, shape, f"fit {place} of {owner}")
+            usable &= found["K"] == lengths["K"] and found["d"] <= lengths["D"]
+            density = part["weights"], part["means"], part["factors"]
+            # an empty component has the weight zero
+            usable &= bool((density[0] >= 0).all() and (_scales(density[2], model) > 0).all())
+            densities.append(density)
+        if not usable:
+            raise InputError(
+                f"{owner} of the model must have one number of components and fits throughout, weights >= 0, "
+                "positive factors, and a temperature of at least 1; found others. Save the model again."
+            )
+        return cls(
+            PrincipalAxes(rest["mean"], rest["axes"]),
+            tuple(densities),
+            rest["weights"],
+            rest["target"].astype(np.int64),
+            model,
+            float(rest["temperature"]),
+            rest["order"].astype(np.int64),
+        )
+
+
+@dataclass(frozen=True)
 class MixtureAverage:
-    """The average of several mixtures.
+    """The average of several mixtures on the rows of training.
 
     Attributes
     ----------
@@ -96,31 +318,14 @@ class MixtureAverage:
     probabilities : ndarray of float32, (N, K)
         Rows sum to one; the mean over rows of the largest is what `Evidence.agreement` supports.
     evidence : Evidence
+    fitted : FittedAverage
+        For other rows.
     """
 
     labels: np.ndarray
     probabilities: np.ndarray
     evidence: Evidence
-
-
-def principal_axes_of(X: np.ndarray) -> np.ndarray:
-    """Centered rows on the principal axes of their covariance, descending; axes without variance are left out.
-
-    Parameters
-    ----------
-    X : ndarray, (N, C), float32
-
-    Returns
-    -------
-    ndarray, (N, <= C), float32
-    """
-    centered = X - X.mean(0, dtype=np.float64).astype(X.dtype)
-    values, vectors = np.linalg.eigh(np.asarray(centered.T @ centered, dtype=np.float64))
-    kept = np.flatnonzero(values > 1e-7 * max(values[-1], 1e-300))[::-1]
-    axes = vectors[:, kept]
-    # signs that do not depend on the library
-    axes *= np.where(np.take_along_axis(axes, np.abs(axes).argmax(0)[None], 0) < 0, -1.0, 1.0)
-    return np.ascontiguousarray(centered @ axes.astype(X.dtype))
+    fitted: FittedAverage
 
 
 def fit_average(
@@ -151,7 +356,9 @@ def fit_average(
     device : str or torch.device
     """
     resolved = resolve_device(device)
-    rotated = torch.from_numpy(principal_axes_of(X))
+    model = models.canonical_model(covariance_type)
+    axes = PrincipalAxes.of(X)
+    rotated = torch.from_numpy(axes.rotate(X))
     n, d = rotated.shape
     columns = np.unique([max(1, round(share * d)) for share in COLUMNS])
     shares = np.array(SHARES if shrinkage is None else (shrinkage,))
@@ -169,7 +376,7 @@ def fit_average(
         chosen = np.flatnonzero(weights[row])
         tried = np.arange(max(0, chosen[0] - 2), chosen[-1] + 1)
     weights /= weights.sum()
-    fits: list[tuple[int, float, Density]] = []
+    fits: list[tuple[float, Density]] = []
     with block_threads():
         for row, width in enumerate(columns):
             path = _Path(
@@ -177,25 +384,27 @@ def fit_average(
             )  # fmt: skip
             used = np.flatnonzero(weights[row])
             densities = path.fit(shares[used].tolist())
-            fits.extend(
-                (int(width), float(weight), density)
-                for weight, density in zip(weights[row, used], densities, strict=True)
-            )
-        average = _averaged(rotated, fits, resolved, models.canonical_model(covariance_type))
+            fits.extend(zip(weights[row, used].tolist(), densities, strict=True))
+        fitted = FittedAverage.of(axes, rotated, fits, model, resolved)
+        average = fitted.average(rotated, resolved)
         labels = average.argmax(1)
         if len(np.unique(labels)) < n_components:
             # the average of fits that disagree can leave a component without rows; one of the fits may not
             places = np.argwhere(weights > 0)  # in the order of the fits
-            for place in sorted(range(len(fits)), key=lambda place: -fits[place][1]):
-                single = _averaged(rotated, [fits[place]], resolved, models.canonical_model(covariance_type))
-                if len(np.unique(single.argmax(1))) == n_components:
-                    average, labels = single, single.argmax(1)
+            for place in sorted(range(len(fits)), key=lambda place: -fits[place][0]):
+                single = FittedAverage.of(axes, rotated, [fits[place]], model, resolved)
+                posterior = single.average(rotated, resolved)
+                if len(np.unique(posterior.argmax(1))) == n_components:
+                    fitted, average, labels = single, posterior, posterior.argmax(1)
                     weights = np.zeros_like(weights)
                     weights[tuple(places[place])] = 1.0
                     break
-    temperature, probabilities = _tempered(average, float(np.sqrt(agreement.mean())))
+    log_average = _logarithm(average)
+    temperature = _temperature(log_average, float(np.sqrt(agreement.mean())))
     evidence = Evidence(np.asarray(columns), shares, likelihood, weights, agreement, temperature)
-    return MixtureAverage(labels, probabilities, evidence)
+    return MixtureAverage(
+        labels, _tempered(log_average, temperature), evidence, replace(fitted, temperature=temperature)
+    )
 
 
 def held_out(
@@ -247,7 +456,7 @@ def held_out(
             densities.append(path.search(shares))
             total += [_log_likelihood(rest, density, model, device) for density in densities[-1]]
         best = int(np.argmax(total))
-        gram = _overlaps(X, [(X.shape[1], density[best]) for density in densities], model, device)
+        gram = _overlaps(X, [density[best] for density in densities], model, device)
     first, second = linear_sum_assignment(gram[0, :, 1], maximize=True)
     return total / len(X), float(gram[0, first, 1, second].sum() / len(X))
 
@@ -261,10 +470,6 @@ def _weights(likelihood: np.ndarray, best_only: bool) -> np.ndarray:
     """exp(−gap) for gaps to the best of at most `SLACK`, else 0: (S,)."""
     gap = np.nanmax(likelihood) - likelihood
     return np.where(gap <= (0.0 if best_only else SLACK), np.exp(-np.nan_to_num(gap)), 0.0)
-
-
-Density = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Weights (K,), means (K, C) and Cholesky factors of the precisions of a mixture."""
 
 
 class _Path:
@@ -359,30 +564,26 @@ def _log_likelihood(X: torch.Tensor, density: Density, model: str, device: torch
 
 
 def _posteriors(
-    X: torch.Tensor, densities: Sequence[tuple[int, Density]], model: str, device: torch.device
+    X: torch.Tensor, densities: Sequence[Density], model: str, device: torch.device
 ) -> Callable[[slice], torch.Tensor]:
-    """Function of a slice of the rows: posteriors of all mixtures side by side, (b, P · K), float64.
-
-    Each mixture comes with the number of leading columns that it describes.
-    """
-    parameters = [(width, _on_device(density, device)) for width, density in densities]
+    """Function of a slice of the rows: posteriors of all mixtures side by side, (b, P · K), float64."""
+    parameters = [_on_device(density, device) for density in densities]
 
     def of_block(rows: slice) -> torch.Tensor:
         block = X[rows].double().to(device)
         parts = [
-            torch.softmax(models.log_joint(block[:, :width], *each, model), 0) for width, each in parameters
+            torch.softmax(models.log_joint(block[:, : each[1].shape[1]], *each, model), 0)
+            for each in parameters
         ]
         return torch.cat(parts).T
 
     return of_block
 
 
-def _overlaps(
-    X: torch.Tensor, densities: Sequence[tuple[int, Density]], model: str, device: torch.device
-) -> np.ndarray:
+def _overlaps(X: torch.Tensor, densities: Sequence[Density], model: str, device: torch.device) -> np.ndarray:
     """Sums over the rows of the products of two posteriors: (P, K, P, K)."""
     posteriors = _posteriors(X, densities, model, device)
-    shape = (len(densities), len(densities[0][1][0]))
+    shape = (len(densities), len(densities[0][0]))
 
     def products(rows: slice) -> tuple[torch.Tensor]:
         block = posteriors(rows)
@@ -392,53 +593,38 @@ def _overlaps(
     return gram.cpu().numpy().reshape(*shape, *shape)
 
 
-def _averaged(
-    X: torch.Tensor, fits: list[tuple[int, float, Density]], device: torch.device, model: str
-) -> np.ndarray:
-    """The weighted mean of the posteriors after matching their components: (N, K), float32."""
-    densities = [(width, density) for width, _, density in fits]
-    weights = np.array([weight for _, weight, _ in fits])
-    n_components = len(fits[0][2][0])
-    target = match_components(_overlaps(X, densities, model, device), weights)
-    mixing = np.zeros((len(fits), n_components, n_components))
-    for fit, weight in enumerate(weights / weights.sum()):
-        mixing[fit, np.arange(n_components), target[fit]] = weight
-    matrix = torch.from_numpy(mixing.reshape(-1, n_components)).to(device)
-    posteriors = _posteriors(X, densities, model, device)
-    width = len(fits) * n_components + X.shape[1]
-    parts = over_blocks(lambda rows: (posteriors(rows) @ matrix).float().cpu(), len(X), width, device)
-    return torch.cat(list(parts)).numpy()
+def _scales(factors: np.ndarray, model: str) -> np.ndarray:
+    """Of Cholesky factors of precisions, the entries whose logarithms make up the determinant."""
+    return np.diagonal(factors, axis1=-2, axis2=-1) if model in ("tied", "full") else factors
 
 
-def _tempered(posterior: np.ndarray, confidence: float) -> tuple[float, np.ndarray]:
-    """The temperature that gives a mean confidence, and the posterior (N, K) with its log odds divided by it.
+def _logarithm(posterior: np.ndarray) -> np.ndarray:
+    """Natural logarithm, of at least 1e-12, float32."""
+    return np.asarray(np.log(np.maximum(posterior, 1e-12)))
 
-    Between one and a hundred; labels do not change.
-    """
-    log_posterior = np.log(np.maximum(posterior, 1e-12))
 
-    def at(log_temperature: float) -> np.ndarray:
-        logits = log_posterior / np.float32(np.exp(log_temperature))
-        logits -= logits.max(1, keepdims=True)
-        np.exp(logits, out=logits)
-        logits /= logits.sum(1, keepdims=True)
-        return logits
+def _tempered(log_posterior: np.ndarray, temperature: float) -> np.ndarray:
+    """The posterior (N, K) with its log odds divided by the temperature; the order of the components stays."""
+    logits = log_posterior / np.float32(temperature)
+    logits -= logits.max(1, keepdims=True)
+    np.exp(logits, out=logits)
+    logits /= logits.sum(1, keepdims=True)
+    return logits
 
-    sample = slice(None, None, max(1, len(posterior) // _MOST_ROWS))
-    whole, log_posterior = log_posterior, log_posterior[sample]
+
+def _temperature(log_posterior: np.ndarray, confidence: float) -> float:
+    """The temperature, between one and a hundred, that gives a mean confidence."""
+    sample = log_posterior[:: max(1, len(log_posterior) // _MOST_ROWS)]
 
     def excess(log_temperature: float) -> float:
-        return float(at(log_temperature).max(1).mean()) - confidence
+        return float(_tempered(sample, np.exp(log_temperature)).max(1).mean()) - confidence
 
     low, high = 0.0, np.log(100.0)
     if excess(low) <= 0:
-        chosen = low
-    elif excess(high) >= 0:
-        chosen = high
-    else:
-        chosen = brentq(excess, low, high, xtol=1e-3)
-    log_posterior = whole
-    return float(np.exp(chosen)), at(chosen)
+        return float(np.exp(low))
+    if excess(high) >= 0:
+        return float(np.exp(high))
+    return float(np.exp(brentq(excess, low, high, xtol=1e-3)))
 
 
 def match_components(overlap: np.ndarray, weights: np.ndarray) -> np.ndarray:

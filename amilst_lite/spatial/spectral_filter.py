@@ -11,11 +11,15 @@ one sparse product, so time and memory are linear in the number of spots.
 A spot with a tenth of the usual depth is mostly noise. Spots below a share of the median depth are first averaged
 with their neighbors. Their noise is then no longer white, which the filter takes into account: white noise averaged
 in the same way gives the shape of the noise spectrum, the power at the highest frequencies its size.
+
+A polynomial in Â is defined on every graph, so what was learned on some sections filters another one as well
+(Levie et al. 2021, on when such filters transfer): see `FittedFilter`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,8 +29,19 @@ from torch import Tensor
 from ..errors import InputError
 from ..nn.sparse import SymmetricAdjacency, propagate
 from ..runtime import make_generator, threads_for
+from ..validation import check_model_arrays
 
-__all__ = ["denoise", "fill_low_depth", "standardize", "wiener_filter"]
+__all__ = [
+    "FittedFilter",
+    "Standardization",
+    "WienerFilter",
+    "denoise",
+    "fill_low_depth",
+    "fit_denoise",
+    "least_depth",
+    "standardize",
+    "wiener_filter",
+]
 
 # Random vectors for the density of frequencies (Hutchinson 1990): their error falls with the total number of
 # entries, so that small sections take more of them at little cost.
@@ -38,21 +53,162 @@ _GRID = 1025  # points in arccos(eigenvalue) at which a filter is tabulated
 _LEAST_SIGNAL = 1e-6  # share of the variance below which a filtered section contains no signal
 
 
-def standardize(features: Tensor) -> Tensor:
-    """Center the columns of (N, C) and scale the whole to a total variance of one.
+@dataclass(frozen=True)
+class Standardization:
+    """Subtract the means of the columns, and divide all of them by one number.
 
     The columns keep their relative scale: the leading principal components keep the largest variance.
 
-    Raises
-    ------
-    InputError
-        All rows are equal.
+    Attributes
+    ----------
+    mean : ndarray, (C,)
+        Dtype and unit of the features.
+    scale : float
+        Square root of the total variance (ddof 0), > 0.
     """
-    centered = features - features.mean(0)
-    total = centered.square().mean(0).sum()
-    if not total > 0:
-        raise InputError("all spots have the same features: there is nothing that distinguishes domains.")
-    return centered / total.sqrt()
+
+    mean: np.ndarray
+    scale: float
+
+    @classmethod
+    def of(cls, features: Tensor) -> Standardization:
+        """The one that gives (N, C) ``features`` means of zero and a total variance of one.
+
+        Raises
+        ------
+        InputError
+            All rows are equal.
+        """
+        mean = features.mean(0)
+        total = (features - mean).square().mean(0).sum()
+        if not total > 0:
+            raise InputError("all spots have the same features: there is nothing that distinguishes domains.")
+        return cls(mean.detach().cpu().numpy(), float(total.sqrt()))
+
+    def apply(self, features: Tensor) -> Tensor:
+        """(N, C) to (N, C), on the same device."""
+        # a tensor on the device: CUDA multiplies by the reciprocal of a Python number, which rounds differently
+        scale = torch.tensor(self.scale, dtype=features.dtype, device=features.device)
+        return (features - torch.from_numpy(self.mean).to(features)) / scale
+
+
+def standardize(features: Tensor) -> Tensor:
+    """(N, C) with means of zero and a total variance of one; see `Standardization`."""
+    return Standardization.of(features).apply(features)
+
+
+@dataclass(frozen=True)
+class FittedFilter:
+    """What `fit_denoise` has learned, to filter the features of other sections in the same way.
+
+    Attributes
+    ----------
+    before : Standardization
+        Of the features given.
+    least_depth : float
+        Total counts below which spots are averaged with their neighbors; 0: none are.
+    wiener : WienerFilter or None
+        None where it was switched off or the training features held no signal.
+    after : Standardization
+        Of the filtered features.
+    """
+
+    before: Standardization
+    least_depth: float
+    wiener: WienerFilter | None
+    after: Standardization
+
+    def apply(
+        self, features: Tensor, adjacency: SymmetricAdjacency, *, depth: Tensor | None = None
+    ) -> Tensor:
+        """Filter features; those of training give the same bits as `fit_denoise` returned.
+
+        Parameters
+        ----------
+        features : Tensor, (N, C)
+            In the units of the features of training, on the device and in the order of ``adjacency``.
+        adjacency : SymmetricAdjacency
+            Of these N spots.
+        depth : Tensor, (N,), optional
+            Total counts of the spots. None: no spot is averaged with its neighbors.
+
+        Returns
+        -------
+        Tensor, (N, C), float32
+
+        Raises
+        ------
+        InputError
+            The number of columns is not that of training, or features, depth and adjacency differ in the
+            number of spots or in the device.
+        """
+        _check_rows(features, adjacency)
+        n_columns = len(self.before.mean)
+        if features.shape[1] != n_columns:
+            raise InputError(
+                f"the filter was fitted to {n_columns} features; found {features.shape[1]}. "
+                "Compute the features as they were computed for training."
+            )
+        features = self.before.apply(features.to(torch.float32))
+        if depth is not None and self.least_depth > 0:
+            features = fill_low_depth(depth, adjacency, self.least_depth)(features)
+        if self.wiener is not None:
+            with threads_for(len(features)):
+                features = self.wiener.apply(features, adjacency)
+        return self.after.apply(features)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """The state as arrays, from which `from_arrays` makes an equal filter."""
+        arrays = {
+            "mean_before": self.before.mean,
+            "scale_before": np.float64(self.before.scale),
+            "least_depth": np.float64(self.least_depth),
+            "mean_after": self.after.mean,
+            "scale_after": np.float64(self.after.scale),
+        }
+        if self.wiener is not None:
+            arrays |= {
+                "wiener_mean": self.wiener.mean,
+                "wiener_coefficients": self.wiener.coefficients,
+                "wiener_gain": self.wiener.gain,
+            }
+        return {name: np.asarray(array) for name, array in arrays.items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> FittedFilter:
+        """The filter of `to_arrays`.
+
+        Raises
+        ------
+        InputError
+            Names or shapes are not those of a filter, or values are out of range.
+        """
+        shapes = {
+            "mean_before": "C",
+            "scale_before": "",
+            "least_depth": "",
+            "mean_after": "C",
+            "scale_after": "",
+        }
+        has_filter = any(name.startswith("wiener") for name in arrays)
+        if has_filter:
+            shapes |= {"wiener_mean": "C", "wiener_coefficients": "D C", "wiener_gain": "C"}
+        check_model_arrays(arrays, shapes, "the spatial filter")
+        scales = float(arrays["scale_before"]), float(arrays["scale_after"])
+        floor = float(arrays["least_depth"])
+        if min(scales) <= 0 or floor < 0 or (has_filter and len(arrays["wiener_coefficients"]) < 2):
+            raise InputError(
+                "the spatial filter of the model must have scales > 0, a least depth >= 0 and at least 2 "
+                f"coefficients; found scales {scales} and least depth {floor}. Save the model again."
+            )
+        wiener = None
+        if has_filter:
+            wiener = WienerFilter(arrays["wiener_mean"], arrays["wiener_coefficients"], arrays["wiener_gain"])
+        before, after = (
+            Standardization(arrays[f"mean_{place}"], scale)
+            for place, scale in zip(("before", "after"), scales, strict=True)
+        )
+        return cls(before, floor, wiener, after)
 
 
 def denoise(
@@ -64,6 +220,19 @@ def denoise(
     depth_floor: float = 0.0,
     seed: int = 0,
 ) -> Tensor:
+    """The features that `fit_denoise` returns, for callers that filter nothing else."""
+    return fit_denoise(features, adjacency, noise_band, depth=depth, depth_floor=depth_floor, seed=seed)[0]
+
+
+def fit_denoise(
+    features: Tensor,
+    adjacency: SymmetricAdjacency,
+    noise_band: float | None,
+    *,
+    depth: Tensor | None = None,
+    depth_floor: float = 0.0,
+    seed: int = 0,
+) -> tuple[Tensor, FittedFilter]:
     """`fill_low_depth` and `wiener_filter` of standardized features; these alone where there is no signal.
 
     Parameters
@@ -82,25 +251,47 @@ def denoise(
 
     Returns
     -------
-    Tensor, (N, C), float32
+    filtered : Tensor, (N, C), float32
         Standardized.
+    fitted : FittedFilter
+        For other sections.
+
+    Raises
+    ------
+    InputError
+        All rows are equal, or features, depth and adjacency differ in the number of spots or in the device.
     """
-    features = standardize(features.to(torch.float32))
-    fill = None
+    _check_rows(features, adjacency)
+    features = features.to(torch.float32)
+    before = Standardization.of(features)
+    features = before.apply(features)
+    floor, fill, wiener = 0.0, None, None
     if depth is not None and depth_floor > 0:
-        fill = fill_low_depth(depth, adjacency, depth_floor)
+        floor = least_depth(depth, depth_floor)
+        fill = fill_low_depth(depth, adjacency, floor)
         features = fill(features)
-    if noise_band is None:
-        return standardize(features)
-    with threads_for(len(features)):
-        filtered, _ = wiener_filter(features, adjacency, noise_band=noise_band, seed=seed, averaged=fill)
-    return standardize(filtered if filtered.var(0).sum() > _LEAST_SIGNAL else features)
+    if noise_band is not None:
+        with threads_for(len(features)):
+            wiener = WienerFilter.fit(features, adjacency, noise_band=noise_band, seed=seed, averaged=fill)
+            filtered = wiener.apply(features, adjacency)
+        if filtered.var(0).sum() > _LEAST_SIGNAL:
+            features = filtered
+        else:
+            wiener = None
+    after = Standardization.of(features)
+    return after.apply(features), FittedFilter(before, floor, wiener, after)
 
 
-def fill_low_depth(depth: Tensor, adjacency: SymmetricAdjacency, floor: float) -> Callable[[Tensor], Tensor]:
+def least_depth(depth: Tensor, floor: float) -> float:
+    """``floor`` times the median of the total counts (N,) that are positive; 0 where none is."""
+    positive = depth[depth > 0].float().cpu()  # torch's median is not deterministic on a GPU
+    return float(floor * positive.median()) if len(positive) else 0.0
+
+
+def fill_low_depth(depth: Tensor, adjacency: SymmetricAdjacency, least: float) -> Callable[[Tensor], Tensor]:
     """The linear map that averages spots of low depth with their neighbors.
 
-    A spot of depth t below L = ``floor`` · median receives the weight L − t of its neighbors: its row becomes
+    A spot of depth t below L = ``least`` receives the weight L − t of its neighbors: its row becomes
     (t · own + (L − t) · mean of the neighbors) / L, the mean weighted by their depths. Other spots keep their
     rows.
 
@@ -109,22 +300,30 @@ def fill_low_depth(depth: Tensor, adjacency: SymmetricAdjacency, floor: float) -
     depth : Tensor, (N,)
         Total counts of the spots, >= 0.
     adjacency : SymmetricAdjacency
-    floor : float
-        >= 0.
+    least : float
+        In counts, >= 0; see `least_depth`.
 
     Returns
     -------
     callable
         Maps (N, C) to (N, C), float32.
+
+    Raises
+    ------
+    InputError
+        Depth and adjacency differ in the number of spots.
     """
-    positive = depth[depth > 0].float().cpu()  # torch's median is not deterministic on a GPU
+    if depth.shape != (adjacency.n_nodes,):
+        raise InputError(
+            f"depth must hold the total counts of the {adjacency.n_nodes} spots; found shape {tuple(depth.shape)}."
+        )
     depth = depth.to(adjacency.device, torch.float32)[:, None]
     root = (1.0 / _loops(adjacency)).sqrt()[:, None]  # Â = D^-1/2 (A + I) D^-1/2
 
     def over_neighbors(columns: Tensor) -> Tensor:
         return root * propagate(adjacency, root * columns) - columns
 
-    lacking = (floor * positive.median() - depth).clamp_min(0) if len(positive) else torch.zeros_like(depth)
+    lacking = (least - depth).clamp_min(0)
     pooled = over_neighbors(depth).clamp_min(0)
     # without neighbors, or neighbors without counts, there is nothing to receive; less is rounding
     lacking = torch.where(pooled > 1e-5 * depth, lacking, 0)
@@ -136,6 +335,57 @@ def fill_low_depth(depth: Tensor, adjacency: SymmetricAdjacency, floor: float) -
         return own * columns + received * over_neighbors(depth * columns)
 
     return fill
+
+
+@dataclass(frozen=True)
+class WienerFilter:
+    """A filter for each column: the polynomial Σ_m coefficients[m] · T_m(Â) in any normalized adjacency Â.
+
+    Attributes
+    ----------
+    mean : ndarray, (C,)
+        Of the features that it was fitted to; passes unchanged.
+    coefficients : ndarray of float64, (degree + 1, C)
+        Of the Chebyshev polynomials T_m.
+    gain : ndarray of float64, (C,)
+        Share of each column's variance that was kept in training, in [0, 1].
+    """
+
+    mean: np.ndarray
+    coefficients: np.ndarray
+    gain: np.ndarray
+
+    @classmethod
+    def fit(
+        cls,
+        features: Tensor,
+        adjacency: SymmetricAdjacency,
+        *,
+        noise_band: float = 0.1,
+        degree: int = _DEGREE,
+        seed: int = 0,
+        averaged: Callable[[Tensor], Tensor] | None = None,
+    ) -> WienerFilter:
+        """Estimate signal and noise of every column; parameters, errors and method as in `wiener_filter`."""
+        _check_rows(features, adjacency)
+        degree -= degree % 2
+        mean, root = features.mean(0), _root_degrees(adjacency)
+        n_probes = min(max(_LEAST_PROBES, _PROBE_ENTRIES // len(features)), _MOST_PROBES)
+        probes = torch.empty(len(features), n_probes).bernoulli_(0.5, generator=make_generator(seed))
+        probes = probes.mul_(2).sub_(1).to(features.device)  # drawn on the CPU: the same on every device
+        energy = _chebyshev_moments(adjacency, (features - mean) * root, degree)  # (degree + 1, C)
+        density = _chebyshev_moments(adjacency, probes, degree).mean(1)  # (degree + 1,)
+        noise = probes if averaged is None else averaged(probes)
+        noise_energy = _chebyshev_moments(adjacency, noise * root, degree).mean(1)
+        coefficients, gain = _design(energy, noise_energy, density, len(features), degree, noise_band)
+        return cls(mean.detach().cpu().numpy(), coefficients, gain)
+
+    def apply(self, features: Tensor, adjacency: SymmetricAdjacency) -> Tensor:
+        """(N, C) to (N, C), on the device and in the order of ``adjacency``."""
+        _check_rows(features, adjacency)
+        mean, root = torch.from_numpy(self.mean).to(features), _root_degrees(adjacency)
+        signal = (features - mean) * root
+        return _apply(adjacency, signal, torch.from_numpy(self.coefficients).to(signal)) / root + mean
 
 
 def wiener_filter(
@@ -182,31 +432,24 @@ def wiener_filter(
     InputError
         Features and adjacency differ in the number of rows or in the device.
     """
+    fitted = WienerFilter.fit(
+        features, adjacency, noise_band=noise_band, degree=degree, seed=seed, averaged=averaged
+    )
+    return fitted.apply(features, adjacency), fitted.gain
+
+
+def _check_rows(features: Tensor, adjacency: SymmetricAdjacency) -> None:
     if features.ndim != 2 or len(features) != adjacency.n_nodes or features.device != adjacency.device:
         raise InputError(
             f"features must be a matrix with one row for each of the {adjacency.n_nodes} nodes, on "
             f"{adjacency.device}; found shape {tuple(features.shape)} on {features.device}."
         )
-    degree -= degree % 2
-    mean = features.mean(0)
-    root = _root_degrees(adjacency)[:, None]  # (N, 1)
-    signal = (features - mean) * root
-    n_probes = min(max(_LEAST_PROBES, _PROBE_ENTRIES // len(features)), _MOST_PROBES)
-    probes = torch.empty(len(features), n_probes).bernoulli_(0.5, generator=make_generator(seed))
-    probes = probes.mul_(2).sub_(1).to(features.device)  # drawn on the CPU: the same on every device
-    energy = _chebyshev_moments(adjacency, signal, degree)  # (degree + 1, C)
-    density = _chebyshev_moments(adjacency, probes, degree).mean(1)  # (degree + 1,)
-    noise = probes if averaged is None else averaged(probes)
-    noise_energy = _chebyshev_moments(adjacency, noise * root, degree).mean(1)
-    coefficients, gain = _design(energy, noise_energy, density, len(features), degree, noise_band)
-    filtered = _apply(adjacency, signal, torch.from_numpy(coefficients).to(signal))
-    return filtered / root + mean, gain
 
 
 def _root_degrees(adjacency: SymmetricAdjacency) -> Tensor:
-    """Square roots of the degrees of A + I, mean 1 of the degrees: (N,)."""
+    """Square roots of the degrees of A + I, mean 1 of the degrees: (N, 1)."""
     degrees = 1.0 / _loops(adjacency)
-    return (degrees / degrees.mean()).sqrt()
+    return (degrees / degrees.mean()).sqrt()[:, None]
 
 
 def _loops(adjacency: SymmetricAdjacency) -> Tensor:
