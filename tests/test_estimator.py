@@ -421,3 +421,14 @@ def test_domains_that_follow_the_sections_are_reported():
         labels = model.fit_predict(X, coordinates=coordinates, sample=sections)
     assert model.section_effect_.method == "none"
     assert adjusted_rand_score(domains, labels) < 0.3
+
+
+@pytest.mark.parametrize("method", ["none", "center", "shift", "offsets"])
+@pytest.mark.filterwarnings("ignore:the domains largely follow")
+def test_batch_correction_is_the_one_named(method):
+    X, coordinates, sections, _ = sections_with_an_effect()
+    settings = {"epochs": 1, "shrinkage": 0.2, "n_init": 4, "batch_correction": method}
+    model = AMILST(3, settings=settings, device="cpu").fit(X, coordinates=coordinates, sample=sections)
+    assert model.section_effect_.method == method
+    assert (model.section_effect_.offsets is not None) == (method == "offsets")
+    assert (model.section_effect_.strength > 0.1) == (method != "none")
