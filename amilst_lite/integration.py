@@ -11,7 +11,7 @@ So leaving features as they are is not considered where the components would fol
 
 ``offsets`` adds an offset for each domain of each section, δ_sk ~ N(0, τ² Σ), shrunk to zero by the number of spots:
 δ_sk = n_sk / (n_sk + 1/τ²) · (mean_sk − μ_k − δ_s); a closed form of what Harmony does (Korsunsky et al. 2019). It is
-not chosen by itself: held-out spots always favor it, although it can turn one domain into another.
+not chosen by itself: it can turn one domain into another, which the likelihood of held-out spots does not show.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def section_effect(
     sections : ndarray of int, (N,)
         0..S-1.
     n_domains : int, optional
-        Components of the mixture; 8 if not given. More than there are domains does no harm.
+        Components of the mixture; 8 if not given.
     method : str
         ``"auto"``: none, center or shift, the simplest within 0.5 nats a spot of the best likelihood of held-out
         blocks; not none if the components would follow the sections. Or one of `METHODS`.
