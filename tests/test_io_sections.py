@@ -109,7 +109,7 @@ def test_too_few_genes_in_common(tmp_path):
     with pytest.raises(InputError) as error:
         read_sections([a, b])
     text = str(error.value)
-    assert "Only 1 genes are in all 2 sections; expected at least 50" in text
+    assert "Only 1 gene(s) are in all 2 sections; expected at least 50" in text
     assert "a: 81 (80 dropped), b: 91 (90 dropped)" in text
     assert "a: 'Gene0', 'Gene1', 'Gene2', ...; b: 'ENSG00000000000'" in text
     assert "gene symbols in one section and Ensembl ids in another" in text

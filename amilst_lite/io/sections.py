@@ -371,7 +371,7 @@ def _common_genes(sections: Sequence[_Section], min_genes: int) -> pd.Index:
             if len(section.var) > len(genes)
         )
         raise InputError(
-            f"Only {len(genes)} genes are in all {len(sections)} sections; expected at least {min_genes}. "
+            f"Only {len(genes)} gene(s) are in all {len(sections)} sections; expected at least {min_genes}. "
             f"Genes of each section: {shares}. Names that are not shared: {names}. The usual cause is gene "
             "symbols in one section and Ensembl ids in another; use the same kind of names in all of them. "
             "min_genes= of read_sections accepts fewer genes."
