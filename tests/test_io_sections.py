@@ -121,7 +121,7 @@ def test_small_panel_is_no_error(tmp_path):
     b = write(tmp_path / "b.h5ad", genes=MANY[29::-1])
     assert list(read_sections([a, b]).var_names) == MANY[:30]
     c = write(tmp_path / "c.h5ad", genes=MANY[1:31])
-    with pytest.raises(InputError, match="Only 29 genes"):
+    with pytest.raises(InputError, match=r"Only 29 gene\(s\)"):
         read_sections([a, c])
 
 
