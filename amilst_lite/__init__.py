@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import io, plot
+    from . import analysis, io, plot
+    from .analysis import denoise
     from .cluster import GaussianMixture, KMeans
     from .config import PRESETS, Config
     from .errors import (
@@ -31,8 +32,28 @@ if TYPE_CHECKING:
         TrainingDivergedError,
     )
     from .estimator import AMILST
-    from .io import read, read_10x_h5, read_10x_mtx, read_h5ad, read_sections, read_table, read_visium
-    from .pipeline import identify_domains, score, simulate_section
+    from .io import (
+        read,
+        read_10x_h5,
+        read_10x_mtx,
+        read_cosmx,
+        read_h5ad,
+        read_long_table,
+        read_loom,
+        read_merscope,
+        read_sections,
+        read_seqfish,
+        read_slideseq,
+        read_spatialdata,
+        read_st,
+        read_stereoseq,
+        read_table,
+        read_visium,
+        read_visium_hd,
+        read_xenium,
+        read_zarr,
+    )
+    from .pipeline import apply_model, identify_domains, score, simulate_section
     from .preprocess import PCA
     from .results import write_results
     from .spatial import SpatialGraph
@@ -52,19 +73,33 @@ _HOMES = {
     "PRESETS": "config",
     "SpatialGraph": "spatial",
     "TrainingDivergedError": "errors",
+    "apply_model": "pipeline",
+    "denoise": "analysis",
     "identify_domains": "pipeline",
     "read": "io",
     "read_10x_h5": "io",
     "read_10x_mtx": "io",
+    "read_cosmx": "io",
     "read_h5ad": "io",
+    "read_long_table": "io",
+    "read_loom": "io",
+    "read_merscope": "io",
     "read_sections": "io",
+    "read_seqfish": "io",
+    "read_slideseq": "io",
+    "read_spatialdata": "io",
+    "read_st": "io",
+    "read_stereoseq": "io",
     "read_table": "io",
     "read_visium": "io",
+    "read_visium_hd": "io",
+    "read_xenium": "io",
+    "read_zarr": "io",
     "score": "pipeline",
     "simulate_section": "pipeline",
     "write_results": "results",
 }
-_SUBPACKAGES = ("io", "plot")
+_SUBPACKAGES = ("analysis", "io", "plot")
 
 __all__ = [
     "AMILST",
@@ -82,16 +117,31 @@ __all__ = [
     "SpatialGraph",
     "TrainingDivergedError",
     "__version__",
+    "analysis",
+    "apply_model",
+    "denoise",
     "identify_domains",
     "io",
     "plot",
     "read",
     "read_10x_h5",
     "read_10x_mtx",
+    "read_cosmx",
     "read_h5ad",
+    "read_long_table",
+    "read_loom",
+    "read_merscope",
     "read_sections",
+    "read_seqfish",
+    "read_slideseq",
+    "read_spatialdata",
+    "read_st",
+    "read_stereoseq",
     "read_table",
     "read_visium",
+    "read_visium_hd",
+    "read_xenium",
+    "read_zarr",
     "score",
     "simulate_section",
     "write_results",

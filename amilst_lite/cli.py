@@ -13,12 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from . import keys
 from ._version import __version__
 from .config import PRESETS, Check, Config
 from .errors import AmilstError, AmilstWarning, InputError
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+    from .estimator import AMILST
 
 # Modules that load torch or anndata are imported by the commands that need them, so that --help, --version
 # and mistyped flags are answered at once.
@@ -82,25 +85,17 @@ def build_parser() -> argparse.ArgumentParser:
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     run = _command(commands, "run", _run, "identify the domains of one or several sections", common)
-    run.add_argument(
-        "input",
-        nargs="+",
-        metavar="INPUT",
-        help="h5ad, Visium folder, 10x h5 or mtx, or count table; several: analyzed together",
-    )
+    _add_input_flags(run)
     run.add_argument(
         "-k", "--n-domains", type=int, metavar="K", help="number of domains (default: by held-out spots)"
     )
-    run.add_argument("-o", "--output", type=_path, required=True, metavar="OUT", help="results folder")
-    run.add_argument("--coordinates", metavar="TABLE", help="table of spots, x and y, for an input without")
-    run.add_argument("--annotation", metavar="COLUMN|FILE", help="obs column or table to score against")
-    _add_backed_flag(run)
-    run.add_argument(
-        "--sample-key",
-        metavar="COLUMN",
-        help="obs column with the section of each spot; with several INPUTs, the one to write (default: section)",
-    )
     _add_method_flags(run)
+    _add_run_flags(run)
+
+    apply = _command(commands, "apply", _apply, "label new sections with the model of an earlier run", common)
+    apply.add_argument("model", metavar="MODEL", help="model.h5 of an earlier run")
+    _add_input_flags(apply)
+    _add_run_flags(apply)
 
     demo = _command(commands, "demo", _demo, "simulate a section and identify its domains", common)
     demo.add_argument(
@@ -108,6 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_simulation_flags(demo)
     _add_method_flags(demo)
+    _add_run_flags(demo)
 
     simulate = _command(commands, "simulate", _simulate, "write a simulated section as h5ad", common)
     simulate.add_argument("-o", "--output", type=_path, required=True, metavar="FILE", help="h5ad to write")
@@ -127,8 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     info = _command(commands, "info", _info, "describe an input; without one, this installation", common)
     info.add_argument("input", nargs="?", metavar="INPUT", help="as for run")
-    info.add_argument("--coordinates", metavar="TABLE", help="as for run")
-    _add_backed_flag(info)
+    _add_reading_flags(info)
     info.add_argument("--settings", action="store_true", help="list every setting with its default")
     return parser
 
@@ -141,7 +136,45 @@ def _command(commands: Any, name: str, call: Any, text: str, common: argparse.Ar
     return parser
 
 
-def _add_backed_flag(parser: argparse.ArgumentParser) -> None:
+def _add_input_flags(parser: argparse.ArgumentParser) -> None:
+    """What is read, and where the results go."""
+    parser.add_argument(
+        "input",
+        nargs="+",
+        metavar="INPUT",
+        help="files or folder of a supported platform (README, Input); several: analyzed together",
+    )
+    parser.add_argument("-o", "--output", type=_path, required=True, metavar="OUT", help="results folder")
+    _add_reading_flags(parser)
+    parser.add_argument("--annotation", metavar="COLUMN|FILE", help="obs column or table to score against")
+    parser.add_argument(
+        "--sample-key",
+        metavar="COLUMN",
+        help="obs column with the section of each spot; with several INPUTs, the one to write (default: section)",
+    )
+
+
+def _add_run_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--force", action="store_true", help="replace the whole folder of an earlier run")
+    parser.add_argument("--umap", action="store_true", help="draw a UMAP (extra umap; 10 s or more)")
+
+
+_READ_OPTIONS = ("platform", "genome", "bin_size", "layer", "table")
+
+
+def _add_reading_flags(parser: argparse.ArgumentParser) -> None:
+    """How an input is read."""
+    parser.add_argument(
+        "--coordinates", metavar="TABLE", help="table of spots, x and y, for an input without coordinates"
+    )
+    parser.add_argument("--platform", metavar="NAME", help="of the input (default: recognized)")
+    parser.add_argument("--genome", metavar="NAME", help="10x HDF5, Visium: one of several genomes")
+    parser.add_argument(
+        "--bin-size", type=int, metavar="N", help="Visium HD: µm; Stereo-seq: spots of the chip"
+    )
+    parser.add_argument("--layer", metavar="NAME", help="AnnData, SpatialData: layer with the counts, or raw")
+    parser.add_argument("--table", metavar="NAME", help="SpatialData: one of several tables")
     parser.add_argument(
         "--backed",
         action="store_const",
@@ -149,6 +182,12 @@ def _add_backed_flag(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="read the counts from disk in blocks (h5ad, 10x h5; automatic from a third of the memory)",
     )
+
+
+def _read_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Those that were given."""
+    given = {name: getattr(options, name) for name in _READ_OPTIONS}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _add_simulation_flags(parser: argparse.ArgumentParser) -> None:
@@ -162,9 +201,6 @@ def _add_method_flags(parser: argparse.ArgumentParser) -> None:
         "--preset", default="default", choices=tuple(PRESETS), help="named settings (default: default)"
     )
     parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="random seed (default: 0)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("--force", action="store_true", help="replace the whole folder of an earlier run")
-    parser.add_argument("--umap", action="store_true", help="draw a UMAP (extra umap; 10 s or more)")
     settings = parser.add_argument_group("settings", "all of them, with defaults: amilst info --settings")
     for item, part in _settings():
         check = item.metadata["check"]
@@ -241,28 +277,59 @@ def _run(options: argparse.Namespace, console: _Console) -> int:
     from . import io
 
     settings = _checked_settings(options)
-    _check_outside(options.output, *options.input, options.coordinates, options.annotation)
-    several = len(options.input) > 1
-    if several and options.coordinates is not None:
+    _check_input_flags(options)
+    with io.atomic_folder(options.output, overwrite=options.force) as folder:
+        adata, annotation = _read(options, console)
+        model = _identify(adata, options, settings, console)
+        summary = _write_results(adata, folder, options, console, annotation, options.input, model)
+    return console.report(summary, options.output)
+
+
+def _apply(options: argparse.Namespace, console: _Console) -> int:
+    from . import io, pipeline, runtime
+    from .estimator import AMILST
+
+    runtime.resolve_device(options.device)
+    _check_input_flags(options, options.model)
+    model = AMILST.load(options.model)
+    with io.atomic_folder(options.output, overwrite=options.force) as folder:
+        adata, annotation = _read(options, console)
+        pipeline.apply_model(adata, model, device=options.device, sample_key=options.sample_key)
+        adata.uns[keys.DEFAULT_KEY]["model"] = Path(options.model).name
+        summary = _write_results(adata, folder, options, console, annotation, options.input)
+    return console.report(summary, options.output)
+
+
+def _check_input_flags(options: argparse.Namespace, *others: str) -> None:
+    """Refuse flags that do not go together; several inputs have a column with their sections."""
+    from . import io
+
+    _check_outside(options.output, *options.input, options.coordinates, options.annotation, *others)
+    if len(options.input) == 1:
+        return
+    if options.coordinates is not None:
         raise InputError(
             "--coordinates applies to a single INPUT. Convert each input without coordinates to h5ad first: "
             "amilst_lite.read(INPUT, coordinates=TABLE).write_h5ad(FILE)."
         )
-    if several and options.sample_key is None:
+    if options.sample_key is None:
         options.sample_key = io.SECTION
-    with io.atomic_folder(options.output, overwrite=options.force) as folder:
-        console.say(f"reading {', '.join(options.input)}")
-        if several:
-            adata = io.read_sections(options.input, sample_key=options.sample_key, backed=options.backed)
-        else:
-            adata = io.read(options.input[0], coordinates=options.coordinates, backed=options.backed)
-        if several:
-            annotation = _annotate_sections(adata, options.annotation, options.sample_key, console)
-        else:
-            annotation = _annotate(adata, options.annotation)
-        source = options.input if several else options.input[0]
-        summary = _identify(adata, folder, options, settings, console, annotation, source)
-    return console.report(summary, options.output)
+
+
+def _read(options: argparse.Namespace, console: _Console) -> tuple[AnnData, str | None]:
+    """The input or inputs, and the column with their annotation."""
+    from . import io
+
+    console.say(f"reading {', '.join(options.input)}")
+    if len(options.input) > 1:
+        adata = io.read_sections(
+            options.input, sample_key=options.sample_key, backed=options.backed, **_read_options(options)
+        )
+        return adata, _annotate_sections(adata, options.annotation, options.sample_key, console)
+    adata = io.read(
+        options.input[0], coordinates=options.coordinates, backed=options.backed, **_read_options(options)
+    )
+    return adata, _annotate(adata, options.annotation)
 
 
 def _demo(options: argparse.Namespace, console: _Console) -> int:
@@ -277,7 +344,10 @@ def _demo(options: argparse.Namespace, console: _Console) -> int:
             options.n_spots, options.n_genes, options.n_domains, seed=options.seed
         )
         options.sample_key = None
-        summary = _identify(adata, folder, options, settings, console, "ground_truth", "simulated section")
+        model = _identify(adata, options, settings, console)
+        summary = _write_results(
+            adata, folder, options, console, "ground_truth", ["simulated section"], model
+        )
     return console.report(summary, options.output)
 
 
@@ -304,18 +374,11 @@ def _check_outside(output: str, *inputs: str | None) -> None:
 
 
 def _identify(
-    adata: AnnData,
-    folder: Path,
-    options: argparse.Namespace,
-    settings: dict[str, Any],
-    console: _Console,
-    annotation: str | None,
-    source: Any,
-) -> dict[str, Any]:
-    from . import pipeline, results
+    adata: AnnData, options: argparse.Namespace, settings: dict[str, Any], console: _Console
+) -> AMILST:
+    from . import pipeline
 
-    earlier_warnings = tuple(console.warnings)
-    pipeline.identify_domains(
+    return pipeline.identify_domains(
         adata,
         options.n_domains,
         seed=options.seed,
@@ -325,15 +388,32 @@ def _identify(
         callback=console.progress,
         **settings,
     )
-    sizes = adata.obs["amilst_domain"].value_counts(sort=False)
+
+
+def _write_results(
+    adata: AnnData,
+    folder: Path,
+    options: argparse.Namespace,
+    console: _Console,
+    annotation: str | None,
+    source: Sequence[str],
+    model: AMILST | None = None,
+) -> dict[str, Any]:
+    from . import results
+
+    # the run records its own warnings; those before it are the readers'
+    recorded = [str(text) for text in adata.uns[keys.DEFAULT_KEY]["warnings"]]
+    earlier = [text for text in console.warnings if text not in recorded]
+    sizes = adata.obs[keys.ResultKeys().domain].value_counts(sort=False)
     console.say(f"{adata.n_obs} spots in {(sizes > 0).sum()} domains: {', '.join(map(str, sizes))} spots")
     return results.write_results(
         adata,
         folder,
-        source=source,
+        model=model,
+        source=source if len(source) > 1 else source[0],
         annotation=annotation,
         umap=options.umap,
-        earlier_warnings=earlier_warnings,
+        earlier_warnings=earlier,
     )
 
 
@@ -374,7 +454,9 @@ def _info(options: argparse.Namespace, console: _Console) -> None:
     else:
         from . import io, pipeline
 
-        adata = io.read(options.input, coordinates=options.coordinates, backed=options.backed)
+        adata = io.read(
+            options.input, coordinates=options.coordinates, backed=options.backed, **_read_options(options)
+        )
         lines = pipeline.describe(adata)
         lines.append(f"resources for a run with 7 domains: {pipeline.estimate_run(adata, 7)}")
     _write(sys.stdout, "\n".join(lines) + "\n")

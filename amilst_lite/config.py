@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
@@ -331,6 +332,27 @@ class Config:
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Nested plain dictionaries, for JSON."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, parts: Mapping[str, Any]) -> Config:
+        """The configuration of `to_dict`; lists may stand for tuples.
+
+        Raises
+        ------
+        InputError
+            Parts or fields are missing or unknown, as in files of another version, or a value fails its check.
+        """
+        default = cls()
+        found = {name: sorted(part) if isinstance(part, Mapping) else None for name, part in parts.items()}
+        expected = {
+            part.name: sorted(vars(getattr(default, part.name))) for part in dataclasses.fields(default)
+        }
+        if found != expected:
+            raise InputError(
+                "the settings are not those of this version of amilst_lite. Use the version that wrote them, or fit "
+                "and save the model again."
+            )
+        return cls(**{name: type(getattr(default, name))(**part) for name, part in parts.items()})
 
 
 PRESETS: dict[str, Config] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,15 +19,16 @@ from sklearn.base import BaseEstimator, ClusterMixin
 from .cluster.domains import find_domains
 from .cluster.selection import Selection, select_n_domains
 from .config import Config, preset
-from .errors import AmilstWarning, InputError, MissingExtraError
-from .integration import SectionEffect, section_effect
+from .errors import AmilstWarning, InputError, MissingExtraError, NotFittedError
+from .fitted_model import FittedModel, Prediction
+from .integration import SectionEffect, SectionReference, section_effect
 from .metrics import normalized_mutual_info
 from .nn.sparse import SymmetricAdjacency
 from .runtime import check_seed, resolve_device, stage_seed, standard_math, synchronize
 from .spatial.graph import SpatialGraph
-from .spatial.neighbors import check_coordinates, section_codes
+from .spatial.neighbors import check_coordinates, section_codes, typical_spacing
 from .spatial.refine import majority_vote
-from .spatial.spectral_filter import denoise
+from .spatial.spectral_filter import FittedFilter, fit_denoise
 from .train import TRAINERS, Callback
 
 __all__ = ["AMILST", "validate"]
@@ -92,6 +94,8 @@ class AMILST(ClusterMixin, BaseEstimator):
     selection_ : Selection or None
         How K was chosen.
     n_features_in_ : int
+    fitted_ : FittedModel or None
+        What `predict` uses and `save` writes. None where the clustering cannot label other spots (k-means, Leiden).
 
     Notes
     -----
@@ -103,6 +107,8 @@ class AMILST(ClusterMixin, BaseEstimator):
     --------
     >>> model = AMILST(n_domains=7, seed=0)
     >>> labels = model.fit_predict(X, coordinates=coordinates)     # (N, C), (N, 2)
+    >>> model.save("model.h5")
+    >>> AMILST.load("model.h5").predict(X_new, coordinates=new)
     """
 
     def __init__(
@@ -194,21 +200,120 @@ class AMILST(ClusterMixin, BaseEstimator):
         """`fit`, then ``labels_``."""
         return self.fit(X, coordinates=coordinates, sample=sample, graph=graph, depth=depth).labels_
 
+    def predict(
+        self,
+        X: Any,
+        *,
+        coordinates: Any,
+        sample: Sequence[Any] | None = None,
+        graph: SpatialGraph | None = None,
+        depth: Any = None,
+    ) -> np.ndarray:
+        """Domains of sections that were not in training, (N,) int64; see `apply`."""
+        return self.apply(X, coordinates=coordinates, sample=sample, graph=graph, depth=depth).labels
+
+    def apply(
+        self,
+        X: Any,
+        *,
+        coordinates: Any,
+        sample: Sequence[Any] | None = None,
+        graph: SpatialGraph | None = None,
+        depth: Any = None,
+    ) -> Prediction:
+        """Label sections that were not in training; the model does not change.
+
+        Parameters
+        ----------
+        X : array-like or Tensor, (N, C)
+            Features that were computed as those of training were, for example by the same PCA.
+        coordinates, sample, graph
+            As in `fit`. All sections given are new: the effect of each is estimated from itself, by the method that
+            training used. A model of one section, which holds no evidence of section effects, corrects a shift
+            if that makes held-out spots more likely.
+        depth : array-like, (N,), optional
+            Total counts of the spots, of the same genes as in training.
+
+        Returns
+        -------
+        Prediction
+
+        Raises
+        ------
+        NotFittedError
+        InputError
+            What cannot be used, as in `fit`; another number of features; or a clustering that cannot label
+            other spots.
+        """
+        model = self._fitted()
+        with standard_math():
+            features, points, sections, depths = _check_input(X, coordinates, sample, graph, depth)
+            if graph is None:
+                graph = model.make_graph(points, sample)
+            return model.apply(
+                features, graph, points, sections, depth=depths, device=resolve_device(self.device)
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model to one HDF5 file of arrays and JSON; nothing in it is executed by `load`.
+
+        Parameters
+        ----------
+        path : path-like
+            Replaced once the new file is complete.
+
+        Raises
+        ------
+        NotFittedError
+        InputError
+            The file cannot be written, or the clustering cannot label other spots.
+        """
+        self._fitted().save(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, device: str = "auto") -> AMILST:
+        """Read a model that `save` or ``amilst run`` (``model.h5``) has written.
+
+        It predicts the same bits as the model that was saved, on the same kind of device. What described the
+        sections of training (``labels_``, ``embedding_``, ...) is not in the file.
+
+        Raises
+        ------
+        InputError
+            There is no such file, it is of another kind or version, or it is damaged.
+        """
+        fitted = FittedModel.load(path)
+        default = preset(fitted.preset).to_dict()
+        settings = {
+            name: value
+            for part, fields in fitted.config.to_dict().items()
+            for name, value in fields.items()
+            if value != default[part][name]
+        }
+        model = cls(
+            fitted.n_domains, seed=fitted.seed, preset=fitted.preset, settings=settings, device=device
+        )
+        model.fitted_, model.config_, model.network_ = fitted, fitted.config, fitted.network
+        model.n_domains_, model.n_features_in_ = fitted.n_domains, fitted.n_features
+        return model
+
+    def _fitted(self) -> FittedModel:
+        """What `apply` and `save` need."""
+        if not hasattr(self, "fitted_"):
+            raise NotFittedError("This AMILST instance is not fitted yet. Call 'fit' first, or AMILST.load.")
+        if self.fitted_ is None:
+            raise InputError(
+                f"method={self.config_.cluster.method!r} labels the spots of training only. Use method='gmm' "
+                "(--method gmm) for a model that labels other sections."
+            )
+        return self.fitted_
+
     def _fit(
         self, X: Any, coordinates: Any, sample: Sequence[Any] | None, graph: SpatialGraph | None, depth: Any
     ) -> None:
         config, device = self.resolve_config(), resolve_device(self.device)
-        features, points = _check_features(X), check_coordinates(coordinates)
-        n_spots = len(features)
-        if len(points) != n_spots or (graph is not None and graph.n_spots != n_spots):
-            other = len(points) if graph is None else graph.n_spots
-            raise InputError(
-                "features, coordinates and graph must have one row per spot; "
-                f"found {n_spots} rows of features and {other} spots."
-            )
-        validate(config, n_spots, self.n_domains, self.seed)
-        sections, _ = section_codes(sample, n_spots)
-        depths = None if depth is None else _check_depth(depth, n_spots)
+        features, points, sections, depths = _check_input(X, coordinates, sample, graph, depth)
+        validate(config, len(features), self.n_domains, self.seed)
         if config.cluster.network_share is None:  # it takes counts to decide it
             config = config.replace(network_share=0.0)
         self.seconds_: dict[str, float] = {}
@@ -221,9 +326,10 @@ class AMILST(ClusterMixin, BaseEstimator):
         adjacency = SymmetricAdjacency(graph.adjacency(device))
         # the graph's order from here to the results
         features = features[torch.from_numpy(graph.order).to(features.device)].to(device)
+        fitted_filter: FittedFilter | None = None
         if config.train.recipe == "default":
             with self._timed("filter", device):
-                features = denoise(
+                features, fitted_filter = fit_denoise(
                     features,
                     adjacency,
                     config.filter.noise_band,
@@ -246,12 +352,14 @@ class AMILST(ClusterMixin, BaseEstimator):
             result = trainer.run(self.callback)
         self.history_, self.network_ = result.history, result.network.cpu()
         latent = result.latent.flatten(1).cpu().numpy()
-        if config.cluster.cluster_on == "consensus":
-            # the z of different networks have different axes, but their reconstructions can be averaged
-            embedding = torch.lerp(features, result.reconstruction, config.cluster.network_share or 0.0)
-        else:
+        if config.cluster.cluster_on == "latent":
             embedding = result.latent.flatten(1)
-        del trainer, result, features, adjacency
+        elif config.cluster.network_share:
+            # the z of different networks have different axes, but their reconstructions can be averaged
+            embedding = torch.lerp(features, result.reconstruction, config.cluster.network_share)
+        else:
+            embedding = features
+        del trainer, result, adjacency
         with self._timed("cluster", device):
             seed = stage_seed(self.seed, "cluster")
             array = embedding.cpu().numpy()
@@ -280,6 +388,21 @@ class AMILST(ClusterMixin, BaseEstimator):
                 sample=ordered_sections,
             )
         self._check_sections(domains.labels, ordered_sections)
+        self.fitted_: FittedModel | None = None
+        if domains.mixture is not None:
+            effect, asked = self.section_effect_, config.integration.batch_correction
+            self.fitted_ = FittedModel(
+                config,
+                asked if asked != "auto" or sections.max() == 0 else effect.method,
+                fitted_filter,
+                SectionReference.of(features.cpu().numpy(), domains.probabilities),
+                self.network_,
+                domains.mixture,
+                features.shape[1],
+                self.seed,
+                self.preset,
+                typical_spacing(points),
+            )
         # back to the caller's order
         rank = graph.rank
         self.labels_, self.refined_labels_ = domains.labels[rank], refined[rank]
@@ -361,6 +484,22 @@ def validate(config: Config, n_spots: int, n_domains: int | None, seed: int) -> 
         raise InputError(f"n_domains must not exceed the number of spots; found {n_domains} for {n_spots}.")
     if config.cluster.method == "leiden" and find_spec("igraph") is None:
         raise MissingExtraError.for_package("igraph", "leiden", "Leiden clustering")
+
+
+def _check_input(
+    X: Any, coordinates: Any, sample: Sequence[Any] | None, graph: SpatialGraph | None, depth: Any
+) -> tuple[torch.Tensor, np.ndarray, np.ndarray, np.ndarray | None]:
+    """Features (N, C), coordinates, codes of the sections (N,) and depths (N,), all of one number of spots."""
+    features, points = _check_features(X), check_coordinates(coordinates)
+    n_spots = len(features)
+    if len(points) != n_spots or (graph is not None and graph.n_spots != n_spots):
+        other = len(points) if graph is None else graph.n_spots
+        raise InputError(
+            "features, coordinates and graph must have one row per spot; "
+            f"found {n_spots} rows of features and {other} spots."
+        )
+    sections, _ = section_codes(sample, n_spots)
+    return features, points, sections, None if depth is None else _check_depth(depth, n_spots)
 
 
 def _check_depth(depth: Any, n_spots: int) -> np.ndarray:

@@ -12,22 +12,32 @@ So leaving features as they are is not considered where the components would fol
 ``offsets`` adds an offset for each domain of each section, δ_sk ~ N(0, τ² Σ), shrunk to zero by the number of spots:
 δ_sk = n_sk / (n_sk + 1/τ²) · (mean_sk − μ_k − δ_s); a closed form of what Harmony does (Korsunsky et al. 2019). It is
 not chosen by itself: it can turn one domain into another, which the likelihood of held-out spots does not show.
+
+A section that comes after training is compared with the domains found in training, whose means μ_k and covariance Σ
+stay as they are: only its shift and its composition are estimated, see `SectionReference`.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
 from scipy.special import logsumexp
 
+from .cluster.blocks import block_threads
+from .cluster.shifted import Components, Spots, effects, em, log_composition, maximize, summed
+from .cluster.shrinkage import PrincipalAxes
 from .cluster.starts import short_kmeans
+from .errors import InputError
 from .metrics import normalized_mutual_info
 from .runtime import make_generator, spawn_seeds
+from .validation import check_model_arrays
 
-__all__ = ["METHODS", "SectionEffect", "section_effect"]
+__all__ = ["METHODS", "SectionEffect", "SectionReference", "section_effect"]
 
 logger = logging.getLogger("amilst_lite")
 
@@ -35,18 +45,14 @@ METHODS = ("none", "center", "shift", "offsets")
 """Corrections, from none to the most flexible."""
 _SLACK = 0.5
 """Nats a held-out spot by which a simpler correction may fall short of the best."""
-_SHARE = 0.1
-"""Share of the spherical covariance. The differences between corrections hardly depend on it."""
 _COLUMNS = 15
 """Leading principal axes that the mixture describes; the shift is then estimated in all columns."""
 _MOST_ROWS, _BLOCK = 20_000, 100
 """Spots used, in blocks of neighboring ones."""
 _RESTARTS, _RESTARTS_OF_HALF, _KEPT, _STEPS = 24, 9, 4, (12, 50)
 """Restarts on all spots and on half of the blocks; how many of them continue; EM steps of all and of those."""
-_PRIOR_SPOTS = 100.0
-"""1/τ²: an offset is halved where a domain has this many spots in a section."""
-_PRIOR_COMPOSITION = 5.0
-"""Spots of the overall composition that are added to that of each section."""
+_STEPS_OF_NEW = 200
+"""EM steps for the shift of a new section."""
 _OTHERWISE = 8
 """Components where the number of domains is not known yet."""
 _FOLLOWS = 0.5
@@ -64,11 +70,13 @@ class SectionEffect:
     method : str
         One of `METHODS`.
     shift : ndarray of float32, (S, C)
-        Subtracted from the features of every spot of a section; their mean over all spots is zero.
+        Subtracted from the features of every spot of a section. Their mean over all spots of training is zero;
+        those of new sections are relative to the features of training after correction.
     offsets : ndarray of float32, (S, K, C), or None
         Subtracted in addition, weighted by the posteriors.
     strength : float
-        Share of the total variance of the features that the shift and the offsets account for.
+        Share of the total variance of the features that the shift and the offsets account for; for new sections,
+        of their mean squared distance from the mean of training.
     log_likelihood : dict of str to float
         Mean log-likelihood (natural logarithm) of held-out spots with each correction that was compared.
     nmi : dict of str to float
@@ -103,6 +111,218 @@ class SectionEffect:
         return np.asarray(corrected, dtype=np.float32)
 
 
+@dataclass(frozen=True)
+class SectionReference:
+    """The domains of training, with which new sections are compared.
+
+    The features of domain k are N(μ_k, Σ) on the leading principal axes, after the correction of section effects.
+
+    Attributes
+    ----------
+    axes : PrincipalAxes
+        d axes of the features; their mean is that of all spots of training.
+    domain_means : ndarray of float64, (K, C)
+        In all columns; on the axes, they are the μ_k.
+    covariance : ndarray of float64, (d, d)
+        Σ, a tenth of it spherical.
+    log_composition : ndarray of float64, (K,)
+        Logarithm of the shares of the domains.
+    """
+
+    axes: PrincipalAxes
+    domain_means: np.ndarray
+    covariance: np.ndarray
+    log_composition: np.ndarray
+
+    @classmethod
+    def of(cls, features: np.ndarray, probabilities: np.ndarray) -> SectionReference:
+        """The M step of a mixture with these posteriors.
+
+        Parameters
+        ----------
+        features : ndarray, (N, C), float32
+            Without the effects of their sections, in the order of `section_effect`. Of more than 20,000 spots,
+            evenly spaced blocks are used.
+        probabilities : ndarray, (N, K)
+            Of the domains.
+
+        Raises
+        ------
+        InputError
+            Features and probabilities differ in the number of rows, or all spots have the same features.
+        """
+        if np.ndim(features) != 2 or np.ndim(probabilities) != 2 or len(features) != len(probabilities):
+            raise InputError(
+                "features and probabilities must be matrices with one row per spot; found shapes "
+                f"{np.shape(features)} and {np.shape(probabilities)}."
+            )
+        chosen = _evenly_spaced_blocks(len(features))
+        X, weights = (array[chosen].astype(np.float64) for array in (features, probabilities))
+        axes = replace(PrincipalAxes.of(X, most=_COLUMNS), mean=features.mean(0, dtype=np.float64))
+        n_axes = axes.axes.shape[1]
+        if n_axes == 0:
+            raise InputError("all spots have the same features: there is nothing that distinguishes domains.")
+        Z, section = axes.rotate(X), np.zeros(len(X), dtype=np.int64)
+        fitted = maximize(*summed(Z, section, weights, 1), np.zeros((1, n_axes)), scatter=Z.T @ Z, fixed=True)
+        domain_means, _, _ = effects(*summed(X, section, weights, 1), fixed=True)
+        return cls(axes, domain_means, fitted.covariance, fitted.log_composition[0])
+
+    def effect(self, features: np.ndarray, sections: np.ndarray, method: str = "auto") -> SectionEffect:
+        """Estimate the effects of new sections; those of one section do not depend on the others.
+
+        Parameters
+        ----------
+        features : ndarray, (N, C), float32
+            As in training before the correction, in an order in which neighbors in space are near each other.
+            Of more than 20,000 spots of a section, evenly spaced blocks are used.
+        sections : ndarray of int, (N,)
+            0..S-1.
+        method : str
+            ``"none"``: zero. ``"center"``: the mean of the section less that of training. ``"shift"``: EM with
+            the domains as they are, in which the shift and the composition of the section are estimated, from
+            no shift and from the centered one; the better likelihood counts. ``"offsets"``: the same as
+            ``"shift"``, because offsets of domains would be estimated from labels that are not known yet.
+            ``"auto"``, for models of one section, which hold no evidence of section effects: the shift, where it
+            raises the mean log-likelihood of held-out blocks of the section by more than 0.5 nats, else zero.
+
+        Returns
+        -------
+        SectionEffect
+            Its method is ``"none"`` where no section is corrected. Sections of fewer than 20 spots are not.
+
+        Raises
+        ------
+        InputError
+            An unknown method, no rows, another number of columns than in training, or another number of sections
+            than of rows.
+        """
+        if method not in ("auto", *METHODS):
+            raise InputError(f"method must be one of {', '.join(('auto', *METHODS))}; found {method!r}.")
+        shape, n_columns = np.shape(features), len(self.axes.mean)
+        if len(shape) != 2 or shape[0] == 0 or shape[1] != n_columns or np.shape(sections) != shape[:1]:
+            raise InputError(
+                f"expected rows of {n_columns} features, as in training, and the section of each; found shapes "
+                f"{shape} and {np.shape(sections)}."
+            )
+        n_sections = int(sections.max()) + 1
+        if method == "none":
+            return SectionEffect.none(n_sections, n_columns)
+        shift = np.zeros((n_sections, n_columns))
+        sizes = np.bincount(sections, minlength=n_sections)
+        considered = np.flatnonzero(sizes >= _LEAST_PER_SECTION)
+        corrected = np.zeros(n_sections, dtype=bool)
+        evidence: dict[str, float] = {}
+        squares = 0.0
+        with block_threads():
+            for section in considered:
+                rows = np.flatnonzero(sections == section)
+                X = features[rows[_evenly_spaced_blocks(len(rows))]].astype(np.float64)
+                squares += sizes[section] * float(np.square(X - self.axes.mean).sum(1).mean())
+                if method == "center":
+                    shift[section] = features[rows].mean(0, dtype=np.float64) - self.axes.mean
+                    corrected[section] = True
+                    continue
+                Z = self.axes.rotate(X)
+                if method == "auto":
+                    found = self._held_out(Z)
+                    logger.info(
+                        "section %d: log-likelihood of held-out spots %.2f without a correction, %.2f with a shift",
+                        section, found["none"], found["shift"],
+                    )  # fmt: skip
+                    for name, value in found.items():
+                        evidence[name] = evidence.get(name, 0.0) + value * sizes[section]
+                    if found["shift"] <= found["none"] + _SLACK:
+                        continue
+                composition = self._fit(Spots(Z, np.zeros(len(Z), dtype=np.int64), 1))[1]
+                shift[section] = X.mean(0) - composition @ self.domain_means
+                corrected[section] = True
+        return SectionEffect(
+            ("center" if method == "center" else "shift") if corrected.any() else "none",
+            shift.astype(np.float32),
+            None,
+            float((sizes @ np.square(shift).sum(1)) / squares) if squares > 0 else 0.0,
+            {name: float(value / sizes[considered].sum()) for name, value in evidence.items()},
+        )
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """The state as arrays, from which `from_arrays` makes an equal reference."""
+        return {
+            "mean": self.axes.mean,
+            "axes": self.axes.axes,
+            "domain_means": self.domain_means,
+            "covariance": self.covariance,
+            "log_composition": self.log_composition,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> SectionReference:
+        """The reference of `to_arrays`.
+
+        Raises
+        ------
+        InputError
+            Names or shapes are not those of a reference, or values are out of range.
+        """
+        owner = "the section reference"
+        shapes = {
+            "mean": "C",
+            "axes": "C d",
+            "domain_means": "K C",
+            "covariance": "d d",
+            "log_composition": "K",
+        }
+        check_model_arrays(arrays, shapes, owner)
+        covariance = arrays["covariance"]
+        symmetric = np.allclose(covariance, covariance.T, rtol=1e-6, atol=0)
+        if not symmetric or np.linalg.eigvalsh(covariance)[0] <= 0:
+            raise InputError(
+                f"{owner} of the model must have a symmetric covariance with eigenvalues > 0; found another. "
+                "Save the model again."
+            )
+        total = float(np.exp(np.minimum(arrays["log_composition"], 1.0)).sum())
+        if abs(total - 1) > 1e-5:
+            raise InputError(
+                f"{owner} of the model must have shares of domains that sum to one; found {total:g}. "
+                "Save the model again."
+            )
+        axes = PrincipalAxes(arrays["mean"], arrays["axes"])
+        return cls(axes, arrays["domain_means"], covariance, arrays["log_composition"])
+
+    def _held_out(self, Z: np.ndarray) -> dict[str, float]:
+        """Mean log-likelihood of every other block of the section (n, d), with no shift and with that of the rest."""
+        evidence = {"none": 0.0, "shift": 0.0}
+        halves = _halves(len(Z), 4)
+        parts = [
+            Spots(rows, np.zeros(len(rows), dtype=np.int64), 1) for rows in (Z[halves == 0], Z[halves == 1])
+        ]
+        for used, rest in (parts, parts[::-1]):
+            for name in evidence:
+                fitted, _ = self._fit(used, shifted=name == "shift")
+                evidence[name] += float(rest.expect(fitted)[2][0]) / len(Z)
+        return evidence
+
+    def _fit(self, spots: Spots, *, shifted: bool = True) -> tuple[Components, np.ndarray]:
+        """Shift and composition of one section, the composition alone if not ``shifted``; and the latter, (K,)."""
+        means, overall = self.axes.rotate(self.domain_means), np.exp(self.log_composition)
+
+        def shifted_by(shift: np.ndarray, log_shares: np.ndarray) -> Components:
+            covariance = np.broadcast_to(self.covariance, (len(shift), *self.covariance.shape))
+            return Components(log_shares, means + shift[:, :, None], covariance, shift)
+
+        def step(counts: np.ndarray, sums: np.ndarray, shift: np.ndarray) -> Components:
+            if shifted:
+                shift = (sums.sum(2) - counts @ means) / spots.n
+            return shifted_by(shift, log_composition(counts, overall))
+
+        starts = np.zeros((1 + shifted, 1, spots.d))
+        starts[1:] = spots.mean
+        fits = shifted_by(starts, np.tile(self.log_composition, (len(starts), 1, 1)))
+        fits = em(spots, fits, step, _STEPS_OF_NEW, tol=1e-7)
+        counts, _, log_likelihood = spots.expect(fits)
+        best = int(log_likelihood.argmax())
+        return fits[[best]], counts[best, 0] / spots.n
+
+
 def section_effect(
     features: np.ndarray,
     sections: np.ndarray,
@@ -131,9 +351,9 @@ def section_effect(
     -------
     SectionEffect
     """
-    n_sections = int(sections.max()) + 1
+    sizes = np.bincount(sections)
+    n_sections = len(sizes)
     nothing = SectionEffect.none(n_sections, features.shape[1])
-    sizes = np.bincount(sections, minlength=n_sections)
     if n_sections < 2 or method == "none":
         return nothing
     if method == "auto" and sizes.min() < _LEAST_PER_SECTION:
@@ -142,26 +362,39 @@ def section_effect(
             sizes.min(), _LEAST_PER_SECTION,
         )  # fmt: skip
         return nothing
+    with block_threads():
+        return _estimate(features, sections, n_domains, method, seed)
+
+
+def _estimate(
+    features: np.ndarray, sections: np.ndarray, n_domains: int | None, method: str, seed: int
+) -> SectionEffect:
+    """`section_effect` of two or more sections."""
+    n_sections = int(sections.max()) + 1
     chosen = _evenly_spaced_blocks(len(features))
     X, s = features[chosen].astype(np.float64), sections[chosen]
     n_components = max(1, min(n_domains or _OTHERWISE, len(X) // 4))
-    axes = _Axes.of(X)
+    axes = PrincipalAxes.of(X, most=_COLUMNS)
+    Z = axes.rotate(X)
     fit_seed, *half_seeds = spawn_seeds(seed, 3)
     evidence: dict[str, float] = {}
     common: dict[str, float] = {}
     if method == "auto":
         compared: tuple[str, ...] = ("none", "center", "shift")
         evidence = dict.fromkeys(compared, 0.0)
-        halves = np.arange(len(X)) // max(1, min(_BLOCK, len(X) // (4 * n_sections))) % 2
-        Z = axes.rotate(X)
         common = dict.fromkeys(compared, 0.0)
+        halves = _halves(len(X), 4 * n_sections)
         for half, half_seed in zip((0, 1), half_seeds, strict=True):
             used, rest = halves == half, halves != half
-            for name in compared:
-                fitted = _fit(Z[used], s[used], n_sections, n_components, name, half_seed, _RESTARTS_OF_HALF)
-                joint = fitted.log_joint(Z[rest], s[rest])
-                evidence[name] += float(logsumexp(joint, axis=1).sum()) / len(X)
-                common[name] += normalized_mutual_info(s[rest], joint.argmax(1)) / 2
+            spots = Spots(Z[used], s[used], n_sections)
+            means = _section_means(Z[used], s[used], n_sections)
+            for start, names in ((np.zeros_like(means), ("none",)), (means, ("center", "shift"))):
+                labels = _starts(Z[used] - start[s[used]], n_components, _RESTARTS_OF_HALF, half_seed)
+                for name in names:
+                    fitted = _fit(spots, labels, n_components, start, fixed=name != "shift")
+                    joint = fitted.log_joint(Z[rest], s[rest])
+                    evidence[name] += float(logsumexp(joint, axis=1).sum()) / len(X)
+                    common[name] += normalized_mutual_info(s[rest], joint.argmax(1)) / 2
         if common["none"] > _FOLLOWS:
             compared = compared[1:]
         best = max(evidence[name] for name in compared)
@@ -171,17 +404,21 @@ def section_effect(
             method, ", ".join(f"{name} {value:.2f}, {common[name]:.2f}" for name, value in evidence.items()),
         )  # fmt: skip
     if method == "none":
+        nothing = SectionEffect.none(n_sections, X.shape[1])
         return replace(nothing, log_likelihood=evidence, nmi=common)
     total = X.var(0).sum()
     if method == "center":
         shift = _section_means(features, sections, n_sections)
         strength = float((shift[s] ** 2).sum(1).mean() / total)
         return SectionEffect(method, shift.astype(np.float32), None, strength, evidence, common)
-    fitted = _fit(axes.rotate(X), s, n_sections, n_components, "shift", fit_seed, _RESTARTS)
+    spots, means = Spots(Z, s, n_sections), _section_means(Z, s, n_sections)
+    labels = _starts(Z - means[s], n_components, _RESTARTS, fit_seed)
+    fitted = _fit(spots, labels, n_components, means, fixed=False)
     if method == "offsets":  # continued from the shift, so that components keep their meaning
-        fitted = _run(fitted, axes.rotate(X), s, _STEPS[1], offsets=True)
-    posterior = np.exp(_normalized(fitted.log_joint(axes.rotate(X), s)))
-    _, shift, offsets = _effects(X, s, posterior, n_sections, offsets=method == "offsets")
+        step = partial(maximize, scatter=spots.scatter, fixed=False, offsets=True)
+        fitted = em(spots, fitted[None], step, _STEPS[1])[0]
+    posterior = fitted.posterior(Z, s)
+    _, shift, offsets = effects(*summed(X, s, posterior, n_sections), offsets=method == "offsets")
     removed = shift[s] if offsets is None else shift[s] + np.einsum("nk,nkc->nc", posterior, offsets[s])
     return SectionEffect(
         method,
@@ -194,189 +431,36 @@ def section_effect(
     )
 
 
-# --- the mixture ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Axes:
-    """Leading principal axes of the features: mean (C,) and axes (C, d)."""
-
-    mean: np.ndarray
-    axes: np.ndarray
-
-    @classmethod
-    def of(cls, X: np.ndarray) -> _Axes:
-        mean = X.mean(0)
-        values, vectors = np.linalg.eigh(np.cov(X.T).reshape(X.shape[1], -1))
-        kept = np.flatnonzero(values > 1e-7 * max(values[-1], 1e-300))[::-1][:_COLUMNS]
-        return cls(mean, vectors[:, kept])
-
-    def rotate(self, X: np.ndarray) -> np.ndarray:
-        return np.asarray((X - self.mean) @ self.axes)
-
-
-@dataclass(frozen=True)
-class _Components:
-    """Log composition (S, K), centers μ_k + δ_s + δ_sk (S, K, d), covariance (d, d), and the shift (S, d)."""
-
-    log_composition: np.ndarray
-    centers: np.ndarray
-    covariance: np.ndarray
-    shift: np.ndarray
-
-    def log_joint(self, X: np.ndarray, sections: np.ndarray) -> np.ndarray:
-        """log π_sk + log N(x | center_sk, Σ) for rows (n, d) of ``sections`` (n,): (n, K)."""
-        factor = np.linalg.cholesky(np.linalg.inv(self.covariance))
-        white = X @ factor
-        constant = np.log(factor.diagonal()).sum() - 0.5 * X.shape[1] * np.log(2 * np.pi)
-        joint = np.empty((len(X), self.centers.shape[1]))
-        for section in np.unique(sections):
-            rows = np.flatnonzero(sections == section)
-            centers = self.centers[section] @ factor
-            distance = (
-                np.square(white[rows]).sum(1)[:, None]
-                - 2 * white[rows] @ centers.T
-                + np.square(centers).sum(1)
-            )
-            joint[rows] = self.log_composition[section] + constant - 0.5 * distance
-        return joint
-
-
 @dataclass(frozen=True)
 class _Mixture:
     """The components together with the axes in which they are given."""
 
-    axes: _Axes
-    components: _Components
+    axes: PrincipalAxes
+    components: Components
 
     def posterior(self, features: np.ndarray, sections: np.ndarray) -> np.ndarray:
         """(n, K); rows sum to one."""
-        Z = self.axes.rotate(features.astype(np.float64))
-        return np.asarray(np.exp(_normalized(self.components.log_joint(Z, sections))))
+        return self.components.posterior(self.axes.rotate(features), sections)
 
 
-def _normalized(joint: np.ndarray) -> np.ndarray:
-    return np.asarray(joint - logsumexp(joint, axis=1, keepdims=True))
+def _starts(X: np.ndarray, n_components: int, n_restarts: int, seed: int) -> torch.Tensor:
+    """Labels from which EM starts, of rows (n, d) less the section effect: (n_restarts, n)."""
+    deviation = np.where(X.std(0) > 0, X.std(0), 1.0)
+    spaces = [X / deviation**power for power in (0.0, 1.0, 0.5)]
+    return short_kmeans(spaces, n_components, n_restarts, torch.device("cpu"), make_generator(seed))
 
 
 def _fit(
-    X: np.ndarray,
-    sections: np.ndarray,
-    n_sections: int,
-    n_components: int,
-    method: str,
-    seed: int,
-    n_restarts: int,
-) -> _Components:
-    """The best of several restarts of EM; the shift is zero for "none", the section's mean for "center"."""
-    means = _section_means(X, sections, n_sections)
-    start = np.zeros_like(means) if method == "none" else means
-    centered = X - start[sections]
-    deviation = np.where(centered.std(0) > 0, centered.std(0), 1.0)
-    labels = short_kmeans(
-        [centered / deviation**power for power in (0.0, 1.0, 0.5)],
-        n_components, n_restarts, torch.device("cpu"), make_generator(seed),
-    ).numpy()  # fmt: skip
-    fixed = method != "shift"
-    runs = []
-    for row in labels:
-        first = _maximize(X, sections, np.eye(n_components)[row], start, fixed=fixed)
-        runs.append(_run(first, X, sections, _STEPS[0], fixed=fixed))
-    scores = [logsumexp(each.log_joint(X, sections), axis=1).sum() for each in runs]
-    kept = np.argsort(scores, kind="stable")[::-1][:_KEPT]
-    finished = [_run(runs[place], X, sections, _STEPS[1], fixed=fixed) for place in kept]
-    scores = [logsumexp(each.log_joint(X, sections), axis=1).sum() for each in finished]
-    return finished[int(np.argmax(scores))]
-
-
-def _run(
-    components: _Components, X: np.ndarray, sections: np.ndarray, steps: int, *,
-    fixed: bool = False, offsets: bool = False,
-) -> _Components:  # fmt: skip
-    """EM steps, until the log-likelihood rises by less than a millionth."""
-    before = -np.inf
-    for _ in range(steps):
-        joint = components.log_joint(X, sections)
-        norm = logsumexp(joint, axis=1)
-        responsibilities = np.exp(joint - norm[:, None])
-        components = _maximize(X, sections, responsibilities, components.shift, fixed=fixed, offsets=offsets)
-        now = float(norm.sum())
-        if abs(now - before) < 1e-6 * (1 + abs(now)):
-            break
-        before = now
-    return components
-
-
-def _maximize(
-    X: np.ndarray, sections: np.ndarray, responsibilities: np.ndarray, shift: np.ndarray, *,
-    fixed: bool, offsets: bool = False,
-) -> _Components:  # fmt: skip
-    n, d = X.shape
-    n_sections = len(shift)
-    means, moved, added = _effects(
-        X, sections, responsibilities, n_sections, offsets=offsets, shift=shift, fixed=fixed
-    )
-    centers = means + moved[:, None]
-    if added is not None:
-        centers = centers + added
-    counts = _counts(sections, responsibilities, n_sections)
-    covariance = np.zeros((d, d))
-    for section in range(n_sections):
-        rows = np.flatnonzero(sections == section)
-        cross = (responsibilities[rows].T @ X[rows]).T @ centers[section]
-        weighted = (centers[section].T * counts[section]) @ centers[section]
-        covariance += X[rows].T @ X[rows] - cross - cross.T + weighted
-    if added is not None:  # the prior of the offsets is in units of Σ
-        covariance += _PRIOR_SPOTS * np.einsum("skd,ske->de", added, added)
-    covariance /= n
-    sphere = np.trace(covariance) / d * np.eye(d)
-    composition = counts + _PRIOR_COMPOSITION * counts.sum(0) / counts.sum()
-    return _Components(
-        np.log(composition / composition.sum(1, keepdims=True)),
-        centers,
-        (1 - _SHARE) * covariance + (_SHARE + 1e-6) * sphere,
-        moved,
-    )
-
-
-def _effects(
-    X: np.ndarray,
-    sections: np.ndarray,
-    responsibilities: np.ndarray,
-    n_sections: int,
-    *,
-    offsets: bool,
-    shift: np.ndarray | None = None,
-    fixed: bool = False,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Means μ_k (K, C), shift δ_s (S, C) and offsets δ_sk (S, K, C) given responsibilities (n, K).
-
-    Alternates between the three, which share one least-squares problem; from the ``shift`` given, else from zero.
-    """
-    counts = _counts(sections, responsibilities, n_sections)
-    sums = np.stack([responsibilities[sections == s].T @ X[sections == s] for s in range(n_sections)])
-    moved = np.zeros((n_sections, X.shape[1])) if shift is None else shift
-    added: np.ndarray | None = None
-    for _ in range(5 if shift is not None else 50):
-        effects = moved[:, None] if added is None else moved[:, None] + added
-        means = (sums - counts[..., None] * effects).sum(0) / counts.sum(0)[:, None]
-        rest = sums / counts[..., None] - means
-        if not fixed:
-            moved = (counts[..., None] * (rest if added is None else rest - added)).sum(1)
-            moved = moved / counts.sum(1)[:, None]
-            moved = moved - (counts.sum(1) / counts.sum()) @ moved
-        if offsets:
-            shrunk = (counts / (counts + _PRIOR_SPOTS))[..., None]
-            added = shrunk * (rest - moved[:, None])
-        elif fixed:
-            break
-    return means, moved, added
-
-
-def _counts(sections: np.ndarray, responsibilities: np.ndarray, n_sections: int) -> np.ndarray:
-    """Spots of each section and component, (S, K), never zero."""
-    totals = [responsibilities[sections == section].sum(0) for section in range(n_sections)]
-    return np.asarray(np.stack(totals) + 1e-9)
+    spots: Spots, labels: torch.Tensor, n_components: int, shift: np.ndarray, *, fixed: bool
+) -> Components:
+    """The best mixture of several restarts of EM, from ``labels`` (R, n); the ``shift`` (S, d) stays if ``fixed``."""
+    step = partial(maximize, scatter=spots.scatter, fixed=fixed)
+    fits = step(*spots.of_labels(labels, n_components), np.tile(shift, (len(labels), 1, 1)))
+    for steps, kept in zip(_STEPS, (_KEPT, 1), strict=True):
+        fits = em(spots, fits, step, steps)
+        log_likelihood = spots.expect(fits)[2]
+        fits = fits[np.argsort(-log_likelihood, kind="stable")[:kept]]
+    return fits[0]
 
 
 def _section_means(X: np.ndarray, sections: np.ndarray, n_sections: int) -> np.ndarray:
@@ -386,6 +470,11 @@ def _section_means(X: np.ndarray, sections: np.ndarray, n_sections: int) -> np.n
     for section in np.unique(sections):
         means[section] = X[sections == section].mean(0, dtype=np.float64) - overall
     return means
+
+
+def _halves(n: int, least_blocks: int) -> np.ndarray:
+    """0 or 1 for each of n rows, alternating between blocks of at most `_BLOCK` rows."""
+    return np.arange(n) // max(1, min(_BLOCK, n // least_blocks)) % 2
 
 
 def _evenly_spaced_blocks(n: int) -> np.ndarray:

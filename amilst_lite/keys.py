@@ -21,6 +21,9 @@ DISTANCES = "spatial_distances"
 NEIGHBORS = "spatial_neighbors"
 """``uns``: squidpy's slot for the parameters of the neighbor graph."""
 
+INPUT = "amilst_input"
+"""``uns``: what the readers know about the input: platform, coordinate unit, geometry, what was left out."""
+
 DEFAULT_KEY = "amilst"
 
 
@@ -103,6 +106,79 @@ class ResultKeys:
     def neighbors(self) -> str:
         """``uns``: the parameters of the neighbor graph, where squidpy's slot is taken."""
         return f"{self.key_added}_neighbors"
+
+    @property
+    def markers(self) -> str:
+        """``uns``: table of marker genes."""
+        return f"{self.key_added}_markers"
+
+    @property
+    def spatially_variable(self) -> str:
+        """``uns``: table of Moran's I and Geary's C."""
+        return f"{self.key_added}_spatially_variable"
+
+    @property
+    def enrichment(self) -> str:
+        """``uns``: contacts between domains and their enrichment."""
+        return f"{self.key_added}_enrichment"
+
+    @property
+    def border_distance(self) -> str:
+        """``obsm``: table of the distance of every spot to the border of every domain."""
+        return f"{self.key_added}_border_distance"
+
+    @property
+    def shapes(self) -> str:
+        """``uns``: table of the size, parts and compactness of the domains."""
+        return f"{self.key_added}_shapes"
+
+    @property
+    def composition(self) -> str:
+        """``uns``: table of the domains of every section."""
+        return f"{self.key_added}_composition"
+
+    @property
+    def comparison(self) -> str:
+        """``uns``: tables of the comparison of two conditions."""
+        return f"{self.key_added}_comparison"
+
+    @property
+    def connectivity(self) -> str:
+        """``uns``: connectivity between domains."""
+        return f"{self.key_added}_connectivity"
+
+    @property
+    def layer_depth(self) -> str:
+        """``obs``: depth within layered tissue, in [0, 1]."""
+        return f"{self.key_added}_layer_depth"
+
+    @property
+    def layers(self) -> str:
+        """``uns``: table of the layers, in their order."""
+        return f"{self.key_added}_layers"
+
+    @property
+    def denoised(self) -> str:
+        """``layers``: denoised expression of chosen genes."""
+        return f"{self.key_added}_denoised"
+
+    @property
+    def analysis_slots(self) -> dict[str, tuple[str, ...]]:
+        """Attribute of AnnData → the names above that belong to it and that `amilst_lite.analysis` writes."""
+        return {
+            "obs": (self.layer_depth,),
+            "obsm": (self.border_distance,),
+            "uns": (
+                self.markers,
+                self.spatially_variable,
+                self.enrichment,
+                self.shapes,
+                self.composition,
+                self.comparison,
+                self.connectivity,
+                self.layers,
+            ),
+        }
 
     @property
     def slots(self) -> dict[str, tuple[str, ...]]:

@@ -12,6 +12,8 @@ import time
 import warnings
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import anndata as ad
@@ -24,7 +26,8 @@ from . import keys, metrics, plot
 from .config import Config
 from .errors import AmilstWarning, InputError, MissingKeyError
 from .estimator import AMILST, validate
-from .preprocess import CountRows, is_on_disk, prepare
+from .fitted_model import Prediction
+from .preprocess import CountRows, FittedPreparation, is_on_disk, prepare
 from .resources import Estimate, check_memory, estimate
 from .runtime import peak_memory, resolve_device, stage_seed, standard_math, versions
 from .simulate import simulate_tissue
@@ -33,6 +36,7 @@ from .spatial.neighbors import check_coordinates, section_codes, typical_spacing
 from .train import Callback, network_share
 
 __all__ = [
+    "apply_model",
     "coordinates_of",
     "counts_of",
     "describe",
@@ -59,7 +63,7 @@ def identify_domains(
     use_rep: str | None = None,
     callback: Callback | None = None,
     **settings: Any,
-) -> None:
+) -> AMILST:
     """Identify spatial domains and write them into ``adata``.
 
     Parameters
@@ -86,6 +90,11 @@ def identify_domains(
         Called after each epoch with (epoch, n_epochs, losses by name).
     **settings
         Settings that differ from the preset's, by name: ``n_neighbors=6``.
+
+    Returns
+    -------
+    AMILST
+        The fitted model, for `apply_model` and ``save``. All results are in ``adata``.
 
     Raises
     ------
@@ -121,11 +130,7 @@ def identify_domains(
         # Validation: everything that can be refused is refused here, before the first expensive step.
         names = keys.ResultKeys(key_added)
         _check_anndata(adata)
-        if adata.is_view and adata.isbacked:
-            raise InputError(
-                "adata is a view of an AnnData on disk, to which results cannot be added. Load it into memory "
-                "(adata = adata.to_memory()) or write it to a file of its own (adata.copy(filename))."
-            )
+        _check_not_a_view_on_disk(adata)
         model = AMILST(
             n_domains, seed=seed, preset=preset, settings=settings, device=device, callback=callback
         )
@@ -147,7 +152,7 @@ def identify_domains(
             coordinates, n_neighbors=config.graph.n_neighbors, radius=config.graph.radius, sample=sample
         )
         graphed = time.perf_counter()
-        depth = share = None
+        depth = share = fitted_preparation = None
         prepared = decided = graphed
         if representation is None:
             logger.info("prepare")
@@ -163,6 +168,9 @@ def identify_domains(
                     device=resolved,
                 )
                 features, depth = preparation.features, preparation.depth
+                fitted_preparation = FittedPreparation.of(
+                    preparation, adata.var_names, config.preprocess.normalization
+                )
                 prepared = decided = time.perf_counter()
                 if _share_is_open(config):
                     logger.info("network share")
@@ -174,13 +182,19 @@ def identify_domains(
         else:
             features = representation
         model.fit(features, coordinates=coordinates, sample=sample, graph=graph, depth=depth)
+        if model.fitted_ is not None:
+            model.fitted_ = model.fitted_.with_input(fitted_preparation, use_rep)
 
+        result = Prediction(
+            model.labels_, model.refined_labels_, model.probabilities_, model.embedding_, model.latent_,
+            model.section_effect_, model.graph_,
+        )  # fmt: skip
         record: dict[str, Any] = {
             "n_domains": model.n_domains_,
             "selection": {} if model.selection_ is None else _columns(model.selection_.table),
             "shrinkage": {} if model.evidence_ is None else _writable(dataclasses.asdict(model.evidence_)),
             "network_share": {} if share is None else _writable(dataclasses.asdict(share)),
-            "integration": {} if sample is None else _integration_record(model, sample),
+            "integration": {} if sample is None else _integration_record(result, sample),
             "preset": preset,
             "config": _writable(model.config_.to_dict()),
             "seed": int(seed),
@@ -201,7 +215,115 @@ def identify_domains(
     record |= {
         name: key for name, key in (("sample_key", sample_key), ("use_rep", use_rep)) if key is not None
     }
-    _write(adata, names, model, record, None if use_rep is not None else features)
+    _write(adata, names, model.config_, result, record, None if use_rep is not None else features)
+    return model
+
+
+def apply_model(
+    adata: ad.AnnData,
+    model: AMILST | str | PathLike[str],
+    *,
+    device: str = "auto",
+    key_added: str = keys.DEFAULT_KEY,
+    sample_key: str | None = None,
+) -> None:
+    """Label new sections with a trained model and write the domains into ``adata``.
+
+    Domain "1" here is domain "1" of the training. The effect of each new section is estimated from itself and
+    removed by the method that training used (`AMILST.apply`).
+
+    Parameters
+    ----------
+    adata : AnnData
+        As for `identify_domains`. Genes may be in another order; unknown ones are ignored, missing ones are
+        predicted from the others. A model trained on a matrix of ``obsm`` (``use_rep``) takes that matrix.
+    model : AMILST or path
+        The result of `identify_domains`, or the file of its ``save`` or of ``amilst run`` (``model.h5``).
+    device : str
+        As in `identify_domains`.
+    key_added : str
+        Prefix of the names of all slots written; the slots are those of `identify_domains`.
+    sample_key : str, optional
+        Column of ``obs`` with the section of each spot, if there are several.
+
+    Raises
+    ------
+    InputError, MissingKeyError
+        The model or the input cannot be used, or half of what the model needs is missing.
+    InsufficientMemoryError
+        The estimated memory exceeds the available memory.
+
+    Warns
+    -----
+    AmilstWarning
+        Missing genes have more than a tenth of the variance that the model uses.
+
+    Examples
+    --------
+    >>> model = identify_domains(adata, n_domains=7)
+    >>> apply_model(other, model)
+    """
+    with recorded_warnings() as issued:
+        start = time.perf_counter()
+        names = keys.ResultKeys(key_added)
+        _check_anndata(adata)
+        _check_not_a_view_on_disk(adata)
+        resolved = resolve_device(device)
+        fitted = (model if isinstance(model, AMILST) else AMILST.load(model))._fitted()
+        coordinates = check_coordinates(coordinates_of(adata))
+        sample: Any = None if sample_key is None else _sections(adata, sample_key)
+        codes, _ = section_codes(sample, adata.n_obs)
+        _check_slots(adata, names)
+        if fitted.preparation is None and fitted.use_rep is None:
+            raise InputError(
+                "the model was trained on an array and does not say how to compute its features. Compute them as for "
+                "training and use AMILST.apply, or train with identify_domains."
+            )
+        representation = None if fitted.use_rep is None else _representation(adata, fitted.use_rep)
+        needed = estimate_run(
+            adata, fitted.n_domains, config=fitted.config, device=resolved, use_rep=fitted.use_rep
+        )
+        check_memory(needed, resolved)
+        if adata.is_view:
+            adata._init_as_actual(adata.copy())
+
+        logger.info("graph")
+        graph = fitted.make_graph(coordinates, sample)
+        graphed = prepared = time.perf_counter()
+        depth, features = None, representation
+        with standard_math():
+            if fitted.preparation is not None:
+                logger.info("prepare")
+                features, depth = fitted.preparation.apply(counts_of(adata), adata.var_names, device=resolved)
+                prepared = time.perf_counter()
+            logger.info("apply")
+            result = fitted.apply(
+                torch.from_numpy(features), graph, coordinates, codes, depth=depth, device=resolved
+            )
+        now = time.perf_counter()
+        record: dict[str, Any] = {
+            "n_domains": fitted.n_domains,
+            "selection": {},
+            "shrinkage": {},
+            "network_share": {},
+            "integration": _integration_record(result, ["input"] * adata.n_obs if sample is None else sample),
+            "preset": fitted.preset,
+            "config": _writable(fitted.config.to_dict()),
+            "seed": fitted.seed,
+            "device": str(resolved),
+            "estimate": _writable(dataclasses.asdict(needed)),
+            "versions": versions(),
+            "losses": {},
+            "seconds": {
+                "graph": graphed - start, "prepare": prepared - graphed, "apply": now - prepared, "total": now - start,
+            },
+            "peak_memory": _writable(peak_memory(resolved)),
+            "model": "in memory" if isinstance(model, AMILST) else Path(model).name,
+        }  # fmt: skip
+    record["warnings"] = np.asarray(issued, dtype=object)
+    given = (("sample_key", sample_key), ("use_rep", fitted.use_rep))
+    record |= {name: key for name, key in given if key is not None}
+    _write(adata, names, fitted.config, result, record, None if fitted.preparation is None else features)
 
 
 def estimate_run(
@@ -243,9 +365,9 @@ def estimate_run(
     )
 
 
-def _integration_record(model: AMILST, sample: Any) -> dict[str, Any]:
+def _integration_record(result: Prediction, sample: Any) -> dict[str, Any]:
     """What was done about section effects, for the record."""
-    effect = model.section_effect_
+    effect = result.section_effect
     codes, sections = section_codes(sample, len(sample))
     return {
         "batch_correction": effect.method,
@@ -254,7 +376,7 @@ def _integration_record(model: AMILST, sample: Any) -> dict[str, Any]:
         "nmi_section": dict(effect.nmi),
         "sections": np.asarray([str(section) for section in sections], dtype=object),
         "shift": effect.shift,
-        "nmi_domain_section": metrics.normalized_mutual_info(codes, model.labels_),
+        "nmi_domain_section": metrics.normalized_mutual_info(codes, result.labels),
     }
 
 
@@ -325,6 +447,13 @@ def describe(adata: ad.AnnData) -> list[str]:
             f"median distance to the nearest spot {typical_spacing(points):g}"
         ),
     ]
+    source = adata.uns.get(keys.INPUT, {})
+    if source:
+        left_out = ", ".join(f"{n} {what}" for what, n in source.get("left_out", {}).items()) or "nothing"
+        lines.append(
+            f"platform: {source['platform']}; coordinates in {source['coordinate_unit']}; geometry: "
+            f"{source['geometry']}; left out: {left_out}"
+        )
     for name in adata.obs.columns:
         column = adata.obs[name]
         lines.append(f"obs[{name!r}]: {column.nunique()} values, {column.isna().sum()} missing")
@@ -430,6 +559,14 @@ def _check_anndata(adata: Any) -> None:
         raise InputError(f"expected an AnnData, found {type(adata).__name__}. Read a file first: {advice}")
 
 
+def _check_not_a_view_on_disk(adata: ad.AnnData) -> None:
+    if adata.is_view and adata.isbacked:
+        raise InputError(
+            "adata is a view of an AnnData on disk, to which results cannot be added. Load it into memory "
+            "(adata = adata.to_memory()) or write it to a file of its own (adata.copy(filename))."
+        )
+
+
 def _representation(adata: ad.AnnData, key: str) -> np.ndarray:
     if key not in adata.obsm:
         raise MissingKeyError(f"obsm has no {key!r}; it has {_names(adata.obsm)}.")
@@ -518,26 +655,27 @@ def _check_slots(adata: ad.AnnData, names: keys.ResultKeys) -> None:
 def _write(
     adata: ad.AnnData,
     names: keys.ResultKeys,
-    model: AMILST,
+    config: Config,
+    result: Prediction,
     record: dict[str, Any],
     components: np.ndarray | None,
 ) -> None:
-    """Replace the results of an earlier run with the same key by those of ``model``."""
-    categories = [str(k + 1) for k in range(model.n_domains_)]
+    """Replace the results of an earlier run with the same key by those of ``result``."""
+    categories = [str(k + 1) for k in range(record["n_domains"])]
     connectivities, distances, neighbors = _graph_slots(adata, names)
     where = {"connectivities_key": connectivities, "distances_key": distances}
-    parameters = {name: value for name, value in vars(model.config_.graph).items() if value is not None}
+    parameters = {name: value for name, value in vars(config.graph).items() if value is not None}
     parameters |= {"coord_type": "generic", "written_by": names.key_added}
     results: dict[str, dict[str, Any]] = {
         "obs": {
-            names.domain: pd.Categorical.from_codes(model.labels_, categories=categories),
-            names.refined: pd.Categorical.from_codes(model.refined_labels_, categories=categories),
-            names.confidence: model.confidence_,
+            names.domain: pd.Categorical.from_codes(result.labels, categories=categories),
+            names.refined: pd.Categorical.from_codes(result.refined_labels, categories=categories),
+            names.confidence: result.confidence,
         },
-        "obsm": {names.embedding: model.embedding_, names.latent: model.latent_},
+        "obsm": {names.embedding: result.embedding, names.latent: result.latent},
         "obsp": {
-            connectivities: model.graph_.connectivities(),
-            distances: model.graph_.distance_matrix(),
+            connectivities: result.graph.connectivities(),
+            distances: result.graph.distance_matrix(),
         },
         "uns": {
             names.record: record | where,

@@ -18,6 +18,7 @@ import pandas as pd
 
 from . import keys, plot
 from .errors import AmilstWarning, InputError, MissingKeyError
+from .estimator import AMILST
 from .pipeline import record_of, recorded_warnings, score
 from .preprocess import is_on_disk
 
@@ -26,8 +27,8 @@ __all__ = ["to_json", "write_results"]
 logger = logging.getLogger("amilst_lite")
 
 _FILES = (
-    "result.h5ad", "domains.csv", "run.json", "domains.png", "composition.png", "losses.png", "selection.png",
-    "umap.png",
+    "result.h5ad", "domains.csv", "model.h5", "run.json", "domains.png", "composition.png", "losses.png",
+    "selection.png", "umap.png",
 )  # fmt: skip
 
 
@@ -35,6 +36,7 @@ def write_results(
     adata: ad.AnnData,
     folder: str | PathLike[str],
     *,
+    model: AMILST | None = None,
     source: str | Sequence[str] = "",
     annotation: str | None = None,
     umap: bool = False,
@@ -50,11 +52,13 @@ def write_results(
     Parameters
     ----------
     adata : AnnData
-        After `identify_domains`.
+        After `identify_domains` or `apply_model`.
     folder : path-like
         Folder for ``result.h5ad``, ``domains.csv``, ``run.json``, ``domains.png`` and ``losses.png``,
-        ``composition.png`` if there are several sections, and ``selection.png`` if the number of domains was
-        chosen. Created if missing.
+        ``model.h5`` if the model is given, ``composition.png`` if there are several sections, and
+        ``selection.png`` if the number of domains was chosen. Created if missing.
+    model : AMILST, optional
+        What `identify_domains` has returned.
     source : str or sequence of str
         What the section, or each of several, was read from, for the record.
     annotation : str, optional
@@ -100,6 +104,7 @@ def write_results(
         "annotation": annotation,
         "sample_key": record.get("sample_key"),
         "use_rep": record.get("use_rep"),
+        "model": record.get("model"),
         "scores": {},
         **{name: record[name] for name in ("preset", "config", "seed", "device", "estimate", "versions")},
         "seconds": dict(record["seconds"]),
@@ -140,6 +145,8 @@ def write_results(
         _table(adata, names).to_csv(folder / "domains.csv", index=False)
         written = _without_data_on_disk(adata, left_out)
         attempt("result.h5ad", lambda: written.write_h5ad(folder / "result.h5ad"))
+        if model is not None and model.fitted_ is not None:
+            attempt("model.h5", lambda: model.save(folder / "model.h5"))
         then = timed("write", started)
         write_record()
         logger.info("score")
@@ -236,9 +243,10 @@ def _figures(
     figures: dict[str, Callable[[], Any]] = {
         "domains.png": lambda: plot.domains(
             adata, key=names.domain, refined=names.refined, annotation=annotation
-        ),
-        "losses.png": lambda: plot.losses(record["losses"]),
+        )
     }
+    if record["losses"]:
+        figures["losses.png"] = lambda: plot.losses(record["losses"])
     sample_key = record.get("sample_key")
     if sample_key in adata.obs and adata.obs[sample_key].nunique() > 1:
         figures["composition.png"] = lambda: plot.composition(adata, sample_key, key=names.domain)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import ablation
 import accuracy
+import apply
 import clustering
 import denoising
 import integration
@@ -136,6 +137,16 @@ PARTS = (
         (integration.table,),
     ),
     Part(
+        "New sections",
+        ("apply.json",),
+        "python benchmarks/apply.py DIR --seeds 3 --json benchmarks/results/apply.json",
+        "Each section of a group is left out in turn, and labeled by a model of the others (`amilst apply`). ARI of the "
+        "section left out: *joint*, in a run on all sections; *alone*, in a run of its own; *applied*, by the model of the "
+        "others; *shuffled*, the same with its genes in random order among unknown ones; *fewer genes*, with a fifth of "
+        "its genes missing, drawn at random. Seconds are those of `apply_model`.",
+        (apply.table,),
+    ),
+    Part(
         "Held-out counts",
         ("denoising.json",),
         "python benchmarks/denoising.py DIR --seeds 3 --json benchmarks/results/denoising.json",
@@ -199,7 +210,7 @@ def measured(record: Json) -> str:
     n_seeds = record.get("seeds")
     seeds = "" if n_seeds is None else "1 seed, " if n_seeds == 1 else f"{n_seeds} seeds, "
     note = f" {record['note']}" if "note" in record else ""
-    if "sections" in record and record["benchmark"] != "integration":
+    if "sections" in record and record["benchmark"] not in ("integration", "apply"):
         left_out = [name for names in TISSUES.values() for name in names if name not in record["sections"]]
         note = f" Without {', '.join(left_out)}.{note}" if left_out else note
     return (

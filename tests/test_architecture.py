@@ -11,7 +11,7 @@ import amilst_lite
 
 PACKAGE = Path(amilst_lite.__file__).parent
 RUNTIME_PACKAGES = {"torch", "numpy", "scipy", "sklearn", "anndata", "h5py", "pandas", "pynndescent"}
-OPTIONAL = {"matplotlib", "igraph", "umap"}
+OPTIONAL = {"matplotlib", "igraph", "umap", "pyarrow", "zarr"}
 
 # Each row may import from the rows above it; modules of one package import each other freely. The rows refine
 # the layers of the design: Â·H and the neighbor search are used by all of layer 1, results use the pipeline.
@@ -22,16 +22,19 @@ LAYERS = [
     ["nn.sparse", "spatial.neighbors"],
     ["preprocess", "spatial", "nn", "cluster", "metrics", "simulate"],
     ["train", "integration"],
+    ["fitted_model"],
     ["estimator", "io"],
     ["plot"],
+    ["analysis"],
     ["resources"],
     ["pipeline"],
+    ["report"],
     ["results"],
     ["cli"],
     ["__main__", "__init__"],
 ]
 LAYER = {module: depth for depth, modules in enumerate(LAYERS) for module in modules}
-WITH_ANNDATA = {"io", "plot", "pipeline", "results", "cli"}
+WITH_ANNDATA = {"analysis", "io", "plot", "pipeline", "report", "results", "cli"}
 
 
 def name_of(path):

@@ -1,10 +1,12 @@
+from itertools import permutations
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
 from scipy.spatial import cKDTree
 
 from amilst_lite.errors import InputError
-from amilst_lite.spatial.autocorrelation import gearys_c, morans_i
+from amilst_lite.spatial.autocorrelation import gearys_c, morans_i, spatial_autocorrelation
 
 
 def _knn(coordinates, k, weighted=False):
@@ -71,8 +73,8 @@ def test_moments_equal_those_of_normal_noise():
     noise = rng.normal(size=(60, 20_000))
     for statistic in (morans_i, gearys_c):
         found = statistic(noise, graph)
-        assert found.statistic.mean() == pytest.approx(found.expectation, abs=4 * found.deviation / 140)
-        assert found.statistic.std() == pytest.approx(found.deviation, rel=0.03)
+        assert found.statistic.mean() == pytest.approx(found.expectation, abs=4 * found.deviation[0] / 140)
+        assert found.statistic.std() == pytest.approx(found.deviation[0], rel=0.03)
         assert found.z.std() == pytest.approx(1, rel=0.03)
         assert np.mean(found.p < 0.05) == pytest.approx(0.05, abs=0.015)  # skewed at 60 spots
 
@@ -112,6 +114,59 @@ def test_block_size_does_not_change_the_result(section, monkeypatch):
         np.testing.assert_allclose(
             morans_i(form(expression), graph).statistic, expected.statistic, rtol=1e-10
         )
+
+
+def test_tiles_and_threads_do_not_change_the_result(section, monkeypatch):
+    coordinates, expression = section
+    graph = _knn(coordinates, 5, weighted=True)
+    expected = spatial_autocorrelation(expression, graph, moments="randomization")
+    monkeypatch.setattr("amilst_lite.spatial.autocorrelation._TILE", 16)
+    found = []
+    for threads in (1, 3):
+        monkeypatch.setattr("amilst_lite.spatial.autocorrelation.n_threads", lambda threads=threads: threads)
+        found.append(spatial_autocorrelation(sp.csr_matrix(expression), graph, moments="randomization"))
+    for one, other, by_default in zip(*found, expected, strict=True):
+        np.testing.assert_array_equal(one.z, other.z)
+        np.testing.assert_allclose(one.statistic, by_default.statistic, rtol=1e-9)
+        np.testing.assert_allclose(one.deviation, by_default.deviation, rtol=1e-9)
+
+
+def test_moments_of_randomization_are_those_of_all_orders():
+    """Seven skewed values, directed weights: all 5,040 orders."""
+    rng = np.random.default_rng(6)
+    graph = sp.csr_matrix(rng.random((7, 7)) * (rng.random((7, 7)) < 0.5))
+    values = rng.gamma(0.5, size=7)
+    orders = values[np.array(list(permutations(range(7))))].T  # 7 × 5,040
+    one = spatial_autocorrelation(values[:, None], graph, moments="randomization", n_permutations=2000)
+    for found, every, side in zip(one, spatial_autocorrelation(orders, graph), (1, -1), strict=True):
+        assert found.expectation == pytest.approx(every.statistic.mean(), rel=1e-9)
+        assert found.deviation[0] == pytest.approx(every.statistic.std(), rel=1e-9)
+        share = np.mean(side * every.statistic >= side * found.statistic - 1e-9)
+        assert found.p_permutation[0] == pytest.approx(share, abs=0.05)
+
+
+def test_permutations_stay_within_sections(section):
+    """A gene that is constant in each section has nothing to permute."""
+    coordinates, expression = section
+    sections = np.repeat([3, 1, 2], 40)
+    graph = sp.block_diag([_knn(coordinates[sections == code], 5) for code in (3, 1, 2)]).tocsr()
+    genes = np.column_stack([sections, sections + expression[:, 0], expression[:, 0]])
+    moran, geary = spatial_autocorrelation(genes, graph, sections=sections, n_permutations=50)
+    assert np.isnan(moran.p_permutation[0]) and np.isnan(geary.statistic[0])
+    for found in (moran, geary):  # what differs between sections only does not count
+        np.testing.assert_allclose(found.statistic[1], found.statistic[2], rtol=1e-6)
+        assert found.p_permutation[1] == found.p_permutation[2]
+
+
+def test_expectation_with_sections_is_that_of_noise():
+    rng = np.random.default_rng(7)
+    sections = np.repeat([0, 1, 2, 3], [10, 20, 30, 20])
+    blocks = [_knn(rng.uniform(size=(size, 2)), 3) for size in (10, 20, 30, 20)]
+    found = spatial_autocorrelation(rng.normal(size=(80, 20_000)), sp.block_diag(blocks), sections=sections)
+    for one in found:
+        error = one.statistic.std() / np.sqrt(20_000)
+        assert one.statistic.mean() == pytest.approx(one.expectation, abs=5 * error)
+        assert abs(one.expectation - (1 if one is found[1] else 0)) > 0.03
 
 
 def test_a_complete_graph_has_no_variance():

@@ -79,7 +79,7 @@ def test_run_writes_its_files_and_reports_them(section, tmp_path, capsys):
     assert run(section, out, "--annotation", "ground_truth", "--seed", 3) == 0
     shown = capsys.readouterr().err
     assert {p.name for p in out.iterdir()} == {
-        "result.h5ad", "domains.csv", "domains.png", "losses.png", "run.json",
+        "result.h5ad", "domains.csv", "domains.png", "losses.png", "model.h5", "run.json",
     }  # fmt: skip
     assert [p.name for p in out.parent.iterdir()] == ["out"]  # no temporary folder remains
     record = json.loads((out / "run.json").read_text())
@@ -88,6 +88,35 @@ def test_run_writes_its_files_and_reports_them(section, tmp_path, capsys):
     assert f"Results written to {out}: result.h5ad, domains.csv" in shown and "epoch 4/4" in shown
     assert "\r" not in shown  # plain lines if not on a terminal
     assert ad.read_h5ad(out / "result.h5ad").obs["amilst_domain"].nunique() == 3
+
+
+def test_apply_labels_another_input_with_the_model(section, tmp_path, capsys):
+    assert run(section, tmp_path / "out") == 0
+    arguments = [
+        "apply",
+        tmp_path / "out" / "model.h5",
+        section,
+        "-o",
+        tmp_path / "new",
+        "--annotation",
+        "ground_truth",
+    ]
+    assert main([str(one) for one in arguments]) == 0
+    assert {p.name for p in (tmp_path / "new").iterdir()} == {
+        "result.h5ad", "domains.csv", "domains.png", "run.json",
+    }  # fmt: skip
+    one, other = (pd.read_csv(tmp_path / name / "domains.csv") for name in ("out", "new"))
+    assert (one["domain"] == other["domain"]).mean() > 0.98
+    record = json.loads((tmp_path / "new" / "run.json").read_text())
+    assert record["model"] == "model.h5" and "ari" in record["scores"]["domain"]
+    assert "ARI" in capsys.readouterr().err
+
+
+def test_apply_refuses_bad_models_before_reading(section, tmp_path, capsys, no_reading):
+    last = refused(capsys, "apply", section, section, "-o", tmp_path / "new")
+    assert "expected a model written by" in last
+    assert "there is no file" in refused(capsys, "apply", tmp_path / "no.h5", section, "-o", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_same_seed_same_files(section, tmp_path):

@@ -1,6 +1,8 @@
 """`read`: recognition of formats, options, and errors common to all readers."""
 
+import dataclasses
 import gzip
+import os
 from pathlib import Path
 
 import anndata
@@ -79,11 +81,11 @@ def test_no_such_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"\x89PNG\r\n\x1a\n\x00\x00", b"\xff\xfe\xfa\x80", gzip.compress(b"RDX3\n\xff\x00")]
+    "content", [b"\x89PNG\r\n\x1a\n\x00\x00", b"\xff\xfe\xfa", b"\xfa\x80", gzip.compress(b"RDX3\n\xff\x00")]
 )
 def test_unknown_format(tmp_path, content):
     (tmp_path / "file").write_bytes(content)
-    with pytest.raises(InputError, match=r"is unknown\. Expected an \.h5ad file, a Visium folder"):
+    with pytest.raises(InputError, match=r"is unknown\. Expected the files of one of: AnnData, .*--platform"):
         io.read(tmp_path / "file")
 
 
@@ -91,7 +93,7 @@ def test_hdf5_of_another_kind(tmp_path):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["layers/spliced"], file["row_attrs"] = 1, 2
     with pytest.raises(
-        InputError, match=r"neither h5ad .* nor a 10x matrix .*contains 'layers', 'row_attrs'"
+        InputError, match=r"HDF5 file of an unknown format; it contains 'layers', 'row_attrs'"
     ):
         io.read(tmp_path / "x.h5")
     with pytest.raises(InputError, match=r"is not a 10x matrix.*found 'layers', 'row_attrs'"):
@@ -119,9 +121,9 @@ def test_folder_without_input(tmp_path):
 
 def test_options_that_do_not_apply(tmp_path):
     anndata.AnnData(COUNTS).write_h5ad(tmp_path / "s.h5ad")
-    with pytest.raises(InputError, match="genome='hg19' applies to 10x HDF5 files only"):
+    with pytest.raises(InputError, match="genome='hg19' applies to .*10x HDF5 only; .* is read as AnnData"):
         io.read(tmp_path / "s.h5ad", genome="hg19")
-    with pytest.raises(InputError, match=r"library_id='x' applies to Visium folders only"):
+    with pytest.raises(InputError, match=r"library_id='x' applies to Visium.* only"):
         io.read(tmp_path / "s.h5ad", library_id="x")
     path = write_legacy_h5(tmp_path / "m.h5", {"a": COUNTS, "b": 2 * COUNTS})
     assert_is_section(
@@ -201,3 +203,135 @@ def test_home_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     write_text(tmp_path / "a.txt", "x")
     assert existing("~/a.txt") == tmp_path / "a.txt"
+
+
+# --- platforms --------------------------------------------------------------------------------
+
+
+def test_registry():
+    names = [one.name for one in io.PLATFORMS]
+    assert len(set(names)) == len(names)
+    for one in io.PLATFORMS:
+        assert set(one.options) <= set(io.read.__kwdefaults__)
+        assert one.unit in ("micrometer", "pixel", "spot", "unknown")
+        for path in (Path("/nowhere"), Path(__file__).parent):  # recognition raises nothing
+            assert not one.recognizes(path)
+
+
+def test_input_table_has_a_row_for_each_platform():
+    header, line, *rows = io.input_table().splitlines()
+    assert len(rows) == len(io.PLATFORMS)
+    assert {row.count("|") for row in (header, line, *rows)} == {5}
+    for row, one in zip(rows, io.PLATFORMS, strict=True):
+        assert row.endswith(f"| `{one.name}` |") and one.title in row
+
+
+def test_platform_by_name(tmp_path):
+    folder = write_visium(tmp_path / "s")
+    assert io.read(folder, platform="visium").uns["amilst_input"] == {
+        "platform": "visium",
+        "coordinate_unit": "pixel",
+        "geometry": "hexagonal",
+        "left_out": {},
+    }
+    assert io.read(tmp_path, platform="visium").n_obs == N_SPOTS  # the folder above
+    xy = write_coordinates(tmp_path / "xy.csv")
+    matrix = folder / "filtered_feature_bc_matrix.h5"
+    adata = io.read(matrix, platform="10x_h5", coordinates=xy)
+    assert adata.uns["amilst_input"]["platform"] == "10x_h5"
+    assert adata.uns["amilst_input"]["coordinate_unit"] == "unknown"  # that of the table
+    with pytest.raises(
+        InputError, match=r"platform must be one of h5ad, .*; found 'Visum'\. Did you mean 'visium'"
+    ):
+        io.read(folder, platform="Visum")
+    with pytest.raises(
+        InputError, match=r"is no folder of CosMx: expected .*exprMat_file\.csv.*found 'filtered"
+    ):
+        io.read(folder, platform="cosmx")
+    with pytest.raises(InputError, match=r"cannot be read as a 10x|is not a 10x"):
+        io.read(xy, platform="10x_h5", coordinates=xy)
+
+
+@pytest.mark.parametrize("name", ["bin_size", "layer", "table"])
+def test_options_of_other_platforms(tmp_path, name):
+    with pytest.raises(InputError, match=rf"{name}=.* only; .* is read as Visium\. Remove the option"):
+        io.read(write_visium(tmp_path / "s"), **{name: 8})
+
+
+def test_what_was_left_out_survives_in_h5ad(tmp_path):
+    adata = io.read(write_visium(tmp_path / "s"))
+    adata.write_h5ad(tmp_path / "s.h5ad")
+    assert io.read(tmp_path / "s.h5ad").uns["amilst_input"]["platform"] == "visium"
+
+
+def test_folder_below_the_input(tmp_path):
+    folder = write_visium(tmp_path / "s")
+    with pytest.raises(InputError, match=rf"Give the folder above, .*{folder.name}"):
+        io.read(folder / "spatial")
+    (folder / "web").mkdir()
+    with pytest.raises(InputError, match=rf"The folder above is an input \(Visium\): give .*{folder.name}"):
+        io.read(folder / "web")
+
+
+def test_empty_matrices(tmp_path):
+    path = write_10x_h5(tmp_path / "m.h5", COUNTS[:0], [])
+    with pytest.raises(InputError, match=r"0 of 0 spots match|has 0 spots"):
+        io.read(path, coordinates=write_coordinates(tmp_path / "xy.csv"))
+    anndata.AnnData(COUNTS[:, :0]).write_h5ad(tmp_path / "a.h5ad")
+    with pytest.raises(InputError, match=r"a\.h5ad has 12 spots and 0 genes"):
+        io.read(tmp_path / "a.h5ad")
+
+
+def test_folder_that_must_not_be_read(tmp_path, monkeypatch):
+    """It does not prevent that the input beside it is found."""
+    write_visium(tmp_path / "b")
+    (tmp_path / "a").mkdir()
+
+    def refuse(path):
+        if path.parent == tmp_path / "a" or path == tmp_path / "a":
+            raise PermissionError(path)
+        return original(path)
+
+    original = io.PLATFORMS[0].recognizes
+    first = dataclasses.replace(io.PLATFORMS[0], recognizes=refuse)  # permissions do not bind the superuser
+    monkeypatch.setattr("amilst_lite.io.dispatch.PLATFORMS", (first, *io.PLATFORMS[1:]))
+    assert io.read(tmp_path).n_obs == N_SPOTS
+
+
+# --- files that are none ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_pipe_is_refused_at_once(tmp_path, reader):
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait for ever
+    with pytest.raises(InputError, match=r"pipe is a pipe, a socket or a device; expected a file"):
+        reader(tmp_path / "pipe")
+
+
+def test_device_is_refused():
+    with pytest.raises(InputError, match="/dev/null is a pipe, a socket or a device"):
+        io.read("/dev/null")
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_dead_link(tmp_path, reader):
+    (tmp_path / "link").symlink_to(tmp_path / "gone.h5ad")
+    with pytest.raises(InputError, match=r"link is a symbolic link to .*gone\.h5ad, which does not exist"):
+        reader(tmp_path / "link")
+    (tmp_path / "link").unlink()
+    (tmp_path / "link").symlink_to(tmp_path / "link")
+    with pytest.raises(InputError, match="symbolic link to .*link, which does not exist"):
+        reader(tmp_path / "link")
+
+
+def test_link_to_a_file_is_followed(tmp_path):
+    write_visium(tmp_path / "s")
+    (tmp_path / "link").symlink_to(tmp_path / "s")
+    assert io.read(tmp_path / "link").n_obs == N_SPOTS
+
+
+def test_unreadable_file(tmp_path, monkeypatch):
+    path = write_10x_h5(tmp_path / "m.h5")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # permissions do not bind the superuser
+    with pytest.raises(InputError, match=r"m\.h5 must not be read \(permission denied\)"):
+        io.read(path)

@@ -305,7 +305,7 @@ def test_results_of_earlier_runs_are_left_out(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "amilst_lite"):
         joined = read_sections(paths)
     assert list(joined.obs.columns) == ["confidence", "section"]
-    assert list(joined.obsm) == ["spatial"] and not joined.uns and not joined.obsp
+    assert list(joined.obsm) == ["spatial"] and list(joined.uns) == ["amilst_input"] and not joined.obsp
     assert_counts(joined)
     (line,) = (text for text in caplog.messages if text.startswith("b: left out"))
     for what in ("obs['amilst_domain']", "layers['log']", "obsm['X_amilst']", "obsp['spatial_distances']"):
@@ -396,7 +396,7 @@ def test_arguments(tmp_path):
         read_sections([a], min_genes=0)
     with pytest.raises(InputError, match="Expected the path"):
         read_sections([a, ""])
-    with pytest.raises(InputError, match=r"empty\.h5ad has no spots"):
+    with pytest.raises(InputError, match=r"empty\.h5ad has 0 spots"):
         read_sections([a, write(tmp_path / "empty.h5ad", make()[:0].copy())])
     assert read_sections([a]).obs["section"].tolist() == ["a"] * 6
 
@@ -405,3 +405,26 @@ def test_barcodes_of_visium_sections(tmp_path):
     adata = read_sections([write_visium(tmp_path / "A"), write_visium(tmp_path / "B")])
     assert list(adata.obs_names) == [f"{barcode}-{name}" for name in "AB" for barcode in BARCODES]
     assert list(adata.var.columns) == ["gene_ids", "feature_types", "genome"]
+
+
+def test_description_of_the_input(tmp_path):
+    a, b = write(tmp_path / "a.h5ad"), write(tmp_path / "b.h5ad")
+    described = read_sections([a, b]).uns["amilst_input"]
+    assert described == {"platform": "h5ad", "coordinate_unit": "unknown", "geometry": "free", "left_out": {}}
+    for path, unit, count in ((a, "micrometer", 2), (b, "pixel", 5)):
+        adata = ad.read_h5ad(path)
+        adata.uns["amilst_input"] = {"platform": "x", "coordinate_unit": unit, "left_out": {"blanks": count}}
+        adata.write_h5ad(path)
+    with pytest.warns(AmilstWarning, match=r"coordinates have different units \(a: micrometer, b: pixel\)"):
+        described = read_sections([a, b]).uns["amilst_input"]
+    assert described["coordinate_unit"] == "mixed" and described["left_out"] == {"blanks": 7}
+
+
+def test_options_of_the_readers(tmp_path):
+    folders = [write_visium(tmp_path / name) for name in "AB"]
+    joined = read_sections(folders, platform="visium", genome="GRCh38", min_genes=1)
+    assert joined.uns["amilst_input"]["platform"] == "visium"
+    with pytest.raises(InputError, match="bin_size=8 applies to"):
+        read_sections(folders, bin_size=8)
+    with pytest.raises(InputError, match="is no folder of CosMx"):
+        read_sections(folders, platform="cosmx")

@@ -16,6 +16,7 @@ from input_files import (
 
 from amilst_lite import io
 from amilst_lite.errors import AmilstWarning, InputError
+from amilst_lite.io import tables
 from amilst_lite.io.coordinates import SpotTable
 
 
@@ -253,7 +254,7 @@ def test_z_that_is_not_a_number(tmp_path):
             "s0,7,2,3,4,5\ns1,1,2,3,4,5\n",
             "has no header, and which of its 6 columns are coordinates is ambiguous",
         ),
-        ("spot,x,x,y\ns0,1,2,3\n", "cannot be read as a table of spots"),
+        ("spot,x,x,y\ns0,1,2,3\n", "line 1: expected names of columns, each once; 'x' repeat. Is the header"),
         ("spot,x,y\ns0,1,2\ns1,1,2,3,4\n", "cannot be read as a table of spots"),
         ("", "is empty"),
         ("spot,x,y\n", r"contains 1 line\(s\)"),
@@ -342,3 +343,75 @@ def test_real_table_with_coordinates_of_another_section(shared_dir):
         pytest.warns(AmilstWarning, match=r"counts of 328 spots, but .* lists 348: 20 have no counts"),
     ):
         io.read(raw / "H2.tsv.gz", coordinates=raw / "A1_selection.tsv")
+
+
+# --- large and strange tables -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("separator", ["\t", ",", ";"])
+@pytest.mark.parametrize("block", [1, 200, 10**6])
+def test_blocks_of_lines(tmp_path, monkeypatch, separator, block):
+    """The same matrix whatever the block, and whether numbers are integers, fractions or quoted."""
+    monkeypatch.setattr(tables, "_BLOCK", block)
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(0.5, (50, 9)).astype(float)
+    names = [f"s{i}" for i in range(50)]
+    xy = write_coordinates(tmp_path / "xy.csv", names)
+    genes = [f"g{j}" for j in range(9)]
+    for change in (
+        lambda text: text,
+        lambda text: text.replace(f"{separator}3", f"{separator}3.5"),
+        lambda text: text.replace("s7", '"s7"'),
+    ):
+        rows = [separator.join(["", *genes])]
+        rows += [
+            separator.join([name, *(f"{value:g}" for value in row)])
+            for name, row in zip(names, counts, strict=True)
+        ]
+        text = change("\n".join(rows) + "\n\n")
+        expected = np.where(counts == 3, 3.5, counts) if "3.5" in text else counts
+        adata = io.read(write_text(tmp_path / "c.csv", text), coordinates=xy)
+        assert_is_section(adata, names, genes, expected)
+
+
+def test_line_numbers_in_later_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "_BLOCK", 30)
+    names = [f"s{i}" for i in range(40)]
+    lines = [f"{name},1,2,{'x' if name == 's33' else 0}" for name in names]
+    path = write_text(tmp_path / "c.csv", "\n".join([",A,B,C", *lines]) + "\n")
+    with pytest.raises(InputError, match=r"c\.csv, line 35: counts must be numbers; row 's33'.*'x'"):
+        io.read(path, coordinates=write_coordinates(tmp_path / "xy.csv", names))
+
+
+def test_decimal_commas(tmp_path):
+    xy = write_coordinates(tmp_path / "xy.csv", ["s0", "s1"])
+    path = write_text(tmp_path / "c.csv", ";A;B\ns0;1,5;2\ns1;0;1\n")
+    with pytest.raises(InputError, match=r"row 's0'.* '1,5' has a decimal comma; write '1\.5'"):
+        io.read(path, coordinates=xy)
+    counts = write_text(tmp_path / "c.csv", ";A;B\ns0;1;2\ns1;0;1\n")
+    xy = write_text(tmp_path / "xy.csv", "spot;x;y\ns0;1,25;2\ns1;3,5;4\n")
+    with pytest.raises(
+        InputError, match=r"column 'x' contains '1,25', '3,5' \(2 of 2 rows\)\. '1,25' has a decimal"
+    ):
+        io.read(counts, coordinates=xy)
+
+
+def test_word_among_the_numbers_of_a_later_row(tmp_path):
+    """Columns of fractional numbers are read as numbers, unless a later row disagrees."""
+    rows = [f"{i},{i}.5,{i}.25,{i}.125" for i in range(1500)]
+    table = SpotTable.read(write_text(tmp_path / "xy.csv", "\n".join(["name,x,y,area", *rows]) + "\n"))
+    assert table.frame.dtypes.map(lambda dtype: dtype.kind).tolist() == ["O", "f", "f", "f"]
+    rows[1400] = "1400,1.5,left,"
+    table = SpotTable.read(write_text(tmp_path / "xy.csv", "\n".join(["name,x,y,area", *rows]) + "\n"))
+    with pytest.raises(InputError, match=r"column 'y' contains 'left' \(1 of 1500 rows\)"):
+        table.coordinates()
+
+
+@pytest.mark.slow
+def test_million_columns(tmp_path):
+    n = 1_000_000
+    xy = write_coordinates(tmp_path / "xy.csv", [f"s{i}" for i in range(n)])
+    header = "gene," + ",".join(f"s{i}" for i in range(n))
+    rows = [f"{gene}," + ",".join(["0"] * (n - 1) + [count]) for gene, count in (("A", "1"), ("B", "7"))]
+    adata = io.read(write_text(tmp_path / "c.csv", "\n".join([header, *rows]) + "\n"), coordinates=xy)
+    assert adata.shape == (n, 2) and adata.X[n - 1].toarray().tolist() == [[1, 7]] and adata.X.nnz == 2

@@ -114,13 +114,13 @@ def test_depth_of_the_counts_reaches_the_filter(section, monkeypatch):
     from amilst_lite import estimator
 
     seen = []
-    original = estimator.denoise
+    original = estimator.fit_denoise
 
     def recording(*args, **options):
         seen.append(options)
         return original(*args, **options)
 
-    monkeypatch.setattr(estimator, "denoise", recording)
+    monkeypatch.setattr(estimator, "fit_denoise", recording)
     amilst.identify_domains(section.copy(), K, depth_floor=0.7, **QUICK)
     ((options),) = seen
     assert options["depth_floor"] == 0.7

@@ -78,14 +78,14 @@ def fast(monkeypatch):
     original = amilst.identify_domains
 
     def identify(adata, n_domains=None, **options):
-        original(adata, n_domains, **{"epochs": 3, "n_init": 5, **options})
+        return original(adata, n_domains, **{"epochs": 3, "n_init": 5, **options})
 
     monkeypatch.setattr(amilst, "identify_domains", identify)
 
 
 def test_commands_of_the_readme():
     assert [words[0] for words in amilst_commands()] == [
-        "demo", "info", "run", "score", "run", "run", "run", "info", "simulate",
+        "demo", "info", "run", "score", "run", "apply", "run", "run", "info", "simulate",
     ]  # fmt: skip
 
 
@@ -100,6 +100,7 @@ def test_commands_run_as_written(tmp_path, monkeypatch, capsys):
     amilst.simulate_section(240, 60, 7, seed=0).write_h5ad("section.h5ad")
     amilst.simulate_section(240, 60, 7, seed=0).write_h5ad("first.h5ad")
     amilst.simulate_section(180, 60, 7, seed=0).write_h5ad("second.h5ad")
+    amilst.simulate_section(200, 60, 7, seed=0).write_h5ad("third.h5ad")
     for words in amilst_commands():
         if words[0] == "demo":
             words = [*words, "--n-spots", "240", "--n-genes", "60", "--epochs", "3"]
@@ -108,7 +109,8 @@ def test_commands_run_as_written(tmp_path, monkeypatch, capsys):
         assert main(words) == 0, words
     capsys.readouterr()
     for folder in ("amilst_demo", "results", "results_from_disk", "results_published"):
-        assert {p.name for p in Path(folder).iterdir()} == {
+        model = set() if folder == "results_published" else {"model.h5"}  # Leiden has no model of other spots
+        assert {p.name for p in Path(folder).iterdir()} == model | {
             "result.h5ad", "domains.csv", "domains.png", "losses.png", "run.json",
         }  # fmt: skip
     record = json.loads(Path("results_joint/run.json").read_text())
@@ -165,7 +167,7 @@ def test_next_steps_run_as_written():
 @pytest.mark.usefixtures("fast")
 def test_several_sections_run_as_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    _, _, sections, _ = blocks("python")
+    _, _, sections, new, _ = blocks("python")
     for seed, name in enumerate(("A1", "A2")):
         section = amilst.simulate_section(240, 60, 7, seed=seed)
         section.obs["layer"] = section.obs["ground_truth"]
@@ -176,8 +178,11 @@ def test_several_sections_run_as_written(tmp_path, monkeypatch, capsys):
             "ignore", AmilstWarning
         )  # the genes of the two simulations have nothing in common
         exec(sections, names)
+        names["new"] = amilst.read("A1.h5ad")
+        exec(new, names)
     assert "section_ari" in capsys.readouterr().out
     assert set(names["adata"].uns["amilst"]["integration"]["sections"]) == {"A1", "A2"}
+    assert names["new"].uns["amilst"]["model"] == "model.h5" and Path("model.h5").is_file()
 
 
 def test_array_interface_runs_as_written():
@@ -185,9 +190,14 @@ def test_array_interface_runs_as_written():
     section = amilst.simulate_section(240, 60, 7, seed=0)
     names = {"X": amilst.PCA(10).fit_transform(section.X), "coordinates": section.obsm["spatial"]}
     names["depth"] = np.asarray(section.X.sum(axis=1)).ravel()
+    names |= {"X_other": names["X"][::2], "coordinates_other": names["coordinates"][::2]}
     exec(toolkit, names)
     assert names["embedding"].shape == names["X"].shape
-    assert len(names["labels"]) == len(names["X"])
+    assert len(names["labels"]) == len(names["X"]) == 2 * len(names["labels_of_others"])
+
+
+def test_input_table_is_that_of_the_readers():
+    assert amilst.io.input_table() in README
 
 
 def test_files_named_exist():

@@ -319,6 +319,26 @@ def test_fitted_model_does_not_need_the_device(X, tissue):
     assert torch.isfinite(output.reconstruction).all()
 
 
+@pytest.mark.parametrize("trained_on", ["cpu", "cuda"])
+def test_saved_model_labels_alike_on_both_devices(X, tissue, tmp_path, trained_on):
+    with simulated_cuda():
+        fit(X, tissue, trained_on, **FAST, network_share=0.3).save(tmp_path / "model.h5")
+        new = X[::-1].copy() + np.float32(0.5)
+        depth = np.random.default_rng(0).uniform(1, 100, len(X))
+        results = [
+            AMILST.load(tmp_path / "model.h5", device=device).apply(
+                new, coordinates=tissue.coordinates[::-1], depth=depth
+            )
+            for device in ("cpu", "cuda")
+        ]
+    on_cpu, on_cuda = results
+    np.testing.assert_array_equal(on_cuda.labels, on_cpu.labels)
+    np.testing.assert_allclose(on_cuda.probabilities, on_cpu.probabilities, atol=1e-3)
+    # the EM that estimates the shift of the section stops before it has converged to the last digit
+    np.testing.assert_allclose(on_cuda.embedding, on_cpu.embedding, atol=5e-4)
+    np.testing.assert_allclose(on_cuda.latent, on_cpu.latent, atol=1e-3)
+
+
 def test_device_out_of_range_is_refused_with_the_number_of_devices(X, tissue):
     with simulated_cuda(), pytest.raises(InputError, match=r"\b1\b.*CUDA device") as refused:
         fit(X, tissue, "cuda:1", **FAST)

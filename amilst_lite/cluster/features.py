@@ -119,6 +119,30 @@ class Rows:
         parts = torch.cat([total.flatten() for total in sums]).cpu().split([total.numel() for total in sums])
         return [part.view(total.shape) for part, total in zip(parts, sums, strict=True)]
 
+    def expect(self, eta: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """The E step for natural parameters ``eta`` (R, K, F), in one pass over the rows.
+
+        Returns
+        -------
+        moments : torch.Tensor of shape (R, K, F)
+            Responsibilities times phi, summed over the rows; float64 on the CPU.
+        log_norm : torch.Tensor of shape (R,)
+            Logarithms of the sums over k of exp(eta_k · phi), summed over the rows.
+        """
+        flat = eta.reshape(-1, eta.shape[-1]).to(dtype).to(self.base.device)
+
+        def of_block(_: slice, phi: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            joint = (flat @ phi).view(*eta.shape[:2], -1)  # (R, K, b)
+            top = joint.amax(1, keepdim=True)
+            # exp is many times slower where it underflows; e^-80 is below the rounding of the sum
+            joint.sub_(top).clamp_(min=-80).exp_()
+            norm = joint.sum(1, keepdim=True)
+            joint.div_(norm)
+            return joint.flatten(0, 1) @ phi.T, norm.log_().add_(top).sum((1, 2))
+
+        moments, log_norm = self.sum(of_block, len(flat), dtype)
+        return moments.view(eta.shape), log_norm
+
     def hard_moments(self, labels: torch.Tensor, n_components: int) -> torch.Tensor:
         """Summed phi of the rows of each component; label −1 is in none: (R, n) to (R, K, F)."""
         index = torch.arange(n_components, device=self.base.device)[:, None]

@@ -486,20 +486,8 @@ def _e_step(
         Log-likelihood minus the prior's penalty, of ``parameters``.
     """
     eta, constant = models.natural(parameters, setting)
-    n_restarts, n_components, width = eta.shape
-    flat = eta.view(-1, width).to(dtype).to(rows.base.device)
-
-    def expect(_: slice, phi: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        joint = (flat @ phi).view(n_restarts, n_components, -1)  # (R, K, b)
-        top = joint.amax(1, keepdim=True)
-        # exp is many times slower where it underflows; e^-80 is below the rounding of the sum
-        joint.sub_(top).clamp_(min=-80).exp_()
-        norm = joint.sum(1, keepdim=True)
-        joint.div_(norm)
-        return joint.flatten(0, 1) @ phi.T, norm.log_().add_(top).sum((1, 2))
-
-    moments, log_likelihood = rows.sum(expect, len(flat), dtype)
-    return moments.view(eta.shape), log_likelihood + constant
+    moments, log_norm = rows.expect(eta, dtype)
+    return moments, log_norm + constant
 
 
 def _m_step(

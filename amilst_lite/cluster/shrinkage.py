@@ -108,12 +108,12 @@ class PrincipalAxes:
     axes: np.ndarray
 
     @classmethod
-    def of(cls, X: np.ndarray) -> PrincipalAxes:
-        """Those of the rows (N, C), float32."""
+    def of(cls, X: np.ndarray, most: int | None = None) -> PrincipalAxes:
+        """Those of the rows (N, C), float32 or float64; the leading ``most`` if given."""
         mean = X.mean(0, dtype=np.float64).astype(X.dtype)
         centered = X - mean
         values, vectors = np.linalg.eigh(np.asarray(centered.T @ centered, dtype=np.float64))
-        kept = np.flatnonzero(values > 1e-7 * max(values[-1], 1e-300))[::-1]
+        kept = np.flatnonzero(values > 1e-7 * max(values[-1], 1e-300))[::-1][:most]
         axes = vectors[:, kept]
         # signs that do not depend on the library
         axes *= np.where(np.take_along_axis(axes, np.abs(axes).argmax(0)[None], 0) < 0, -1.0, 1.0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ import pandas as pd
 
 from .. import keys
 from ..errors import AmilstWarning, InputError, MissingExtraError
-from .files import PathLike, TextTable, examples, existing_file, is_number, open_text, reading
+from .files import PathLike, TextTable, comma_hint, examples, existing_file, is_number, open_text, reading
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -62,17 +62,38 @@ class Match:
 
 @dataclass(frozen=True)
 class SpotTable:
-    """A table with one row per spot, all cells as text (NaN where empty)."""
+    """A table with one row per spot; NaN where a cell is empty.
+
+    Attributes
+    ----------
+    path : Path
+    frame : pandas.DataFrame
+        Text, but for columns of fractional numbers; or, where the format defines the columns, numbers where
+        possible.
+    identifier : Index, optional
+        Names of the spots (n rows), where the format defines them; otherwise `match` finds them.
+    axes : tuple of str, optional
+        The columns of the coordinates, where the format defines them; otherwise `coordinate_columns` does.
+    """
 
     path: Path
     frame: pd.DataFrame
+    identifier: pd.Index | None = None
+    axes: tuple[str, ...] | None = None
 
     @classmethod
-    def read(cls, path: PathLike) -> SpotTable:
+    def read(cls, path: PathLike, *, text: Sequence[str | int] = ()) -> SpotTable:
         """Read a text table (any usual separator, gzip or not) or a parquet file.
 
         Text without a header, that is, with a first line that holds only numbers after its first field,
         is accepted with three columns (name, x, y) and with the six of Space Ranger 1.
+
+        Parameters
+        ----------
+        path
+        text
+            Names or positions of the columns to keep as text, if the format defines them; all others are then
+            numbers where possible, which need a seventh of the memory.
 
         Raises
         ------
@@ -85,20 +106,72 @@ class SpotTable:
         with reading(path, "a table of spots"), path.open("rb") as handle:
             is_parquet = handle.read(4) == b"PAR1"
         if is_parquet:
-            return cls(path, _read_parquet(path))
+            return cls(path, _read_parquet(path, text))
         table = TextTable.sniff(path)
         has_header = not table.first_is_numeric
         columns = table.first if has_header else _columns_without_header(table)
-        with reading(path, "a table of spots"), open_text(path) as handle:
-            frame = pd.read_csv(
-                handle,
-                sep=r"\s+" if table.separator == " " else table.separator,
-                header=0 if has_header else None,
-                names=columns,
-                index_col=False,
-                dtype=str,
+        repeated = pd.Index(columns)[pd.Index(columns).duplicated()]
+        if len(repeated):
+            raise InputError(
+                f"{path}, line 1: expected names of columns, each once; {examples(repeated.unique())} repeat. Is the "
+                "header missing?"
             )
+        options = {
+            "sep": r"\s+" if table.separator == " " else table.separator,
+            "header": 0 if has_header else None,
+            "names": columns,
+            "index_col": False,
+        }
+        if text:
+            kept = [columns[one] if isinstance(one, int) else one for one in text]
+            with reading(path, "a table of spots"), open_text(path) as handle:
+                frame = pd.read_csv(handle, dtype=dict.fromkeys(kept, str), low_memory=False, **options)
+            return cls(path, frame)
+        with reading(path, "a table of spots"):
+            with open_text(path) as handle:
+                head = pd.read_csv(handle, dtype=str, nrows=1000, **options)
+            numbers = dict.fromkeys(filter(lambda name: _are_fractional(head[name]), columns[1:]), np.float64)
+            with open_text(path) as handle:
+                try:
+                    frame = pd.read_csv(handle, dtype={**dict.fromkeys(columns, str), **numbers}, **options)
+                except ValueError:  # a word among the numbers of a later row, or a broken table
+                    handle.seek(0)
+                    frame = pd.read_csv(handle, dtype=str, **options)
         return cls(path, frame)
+
+    @classmethod
+    def read_known(
+        cls, path: PathLike, names: Sequence[str | int], axes: Sequence[str], what: str
+    ) -> SpotTable:
+        """Read a table whose format defines the columns of names and coordinates.
+
+        Parameters
+        ----------
+        path
+        names
+            The columns that make up the name of a spot, joined by ``_``; by name or position.
+        axes
+            The columns of the coordinates.
+        what
+            Describes the table in the message.
+
+        Raises
+        ------
+        InputError
+            As `read`; or a column is missing.
+        """
+        table = cls.read(path, text=names)
+        columns = table.frame.columns
+        known = [columns[name] if isinstance(name, int) else name for name in names]
+        missing = [name for name in (*known, *axes) if name not in columns]
+        if missing:
+            raise InputError(
+                f"{table.path} has no column {examples(missing)}: expected {what} with the columns "
+                f"{', '.join((*known, *axes))}; found {examples(columns, 12)}."
+            )
+        first, *others = (table.frame[name] for name in known)
+        identifier = first.str.cat(others, "_") if others else first
+        return replace(table, identifier=pd.Index(identifier, name=known[0]), axes=tuple(axes))
 
     def column(self, *names: str) -> str | None:
         """The first of ``names`` that is a column, as the table spells it."""
@@ -107,6 +180,8 @@ class SpotTable:
 
     def coordinate_columns(self) -> tuple[str, ...] | None:
         """The columns of x, y and, if there is one with at least two different values, z; or None."""
+        if self.axes is not None:
+            return self.axes
         for names in COORDINATE_COLUMNS:
             x, y, *rest = (self.column(name) for name in names)
             if x is None or y is None:
@@ -138,8 +213,8 @@ class SpotTable:
             if wrong.any():
                 raise InputError(
                     f"{self.path}: coordinates must be numbers; column {column!r} contains "
-                    f"{examples(cells[wrong])} ({wrong.sum()} of {len(cells)} rows). "
-                    "Correct them or drop the rows."
+                    f"{examples(cells[wrong])} ({wrong.sum()} of {len(cells)} rows)."
+                    f"{comma_hint(cells[wrong].iloc[0])} Correct them or drop the rows."
                 )
             numbers.append(values.to_numpy(dtype=np.float64))
         return np.column_stack(numbers)  # (n, 2 or 3)
@@ -149,7 +224,9 @@ class SpotTable:
         column = self.column(*SELECTION_COLUMNS)
         if column is None:
             return np.zeros(len(self.frame), dtype=bool), None
-        return self.frame[column].str.lower().isin(["0", "0.0", "false"]).to_numpy(dtype=bool), column
+        return self.frame[column].astype(str).str.lower().isin(["0", "0.0", "false"]).to_numpy(
+            dtype=bool
+        ), column
 
     def match(self, names: pd.Index) -> Match:
         """Find the identifiers that agree best with ``names`` (spot names as text).
@@ -158,6 +235,9 @@ class SpotTable:
         Transcriptomics platform, ``"{x}x{y}"`` with rounded coordinates. A column of coordinates is not a
         candidate: an x of 22 is not the name of spot "22".
         """
+        if self.identifier is not None:
+            found = int(names.isin(self.identifier).sum())
+            return Match(str(self.identifier.name), self.identifier, found)
         frame, columns = self.frame, self.coordinate_columns() or ()
         candidates = {
             column: pd.Index(frame[column])
@@ -364,6 +444,12 @@ def _columns_for(adata: AnnData, path: PathLike) -> dict[str, np.ndarray]:
     return table.columns_at(rows, without=[identifier])
 
 
+def _are_fractional(cells: pd.Series) -> bool:
+    """Whether a column of text holds fractional numbers, which need a seventh of the memory as numbers."""
+    known = cells.dropna()
+    return bool(known.str.contains(".", regex=False).any()) and all(map(is_number, known))
+
+
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", str(name).lower())
 
@@ -387,7 +473,7 @@ def _columns_without_header(table: TextTable) -> list[str]:
     )
 
 
-def _read_parquet(path: Path) -> pd.DataFrame:
+def _read_parquet(path: Path, text: Sequence[str | int] = ()) -> pd.DataFrame:
     try:
         with reading(path, "a parquet table"):
             frame = pd.read_parquet(path)
@@ -395,4 +481,12 @@ def _read_parquet(path: Path) -> pd.DataFrame:
         if not isinstance(error.__cause__, ImportError):
             raise
         raise MissingExtraError.for_package("pyarrow", "parquet", f"reading {path}") from error
-    return frame.astype(str).where(frame.notna())  # text, as of the other tables, but missing cells NaN
+    kept = {frame.columns[one] if isinstance(one, int) else one for one in text}
+    for name in frame.columns:
+        column = frame[name]
+        if column.dtype == object:
+            column = column.map(lambda cell: cell.decode() if isinstance(cell, bytes) else cell)
+        elif column.dtype.kind == "f" or (kept and name not in kept):
+            continue
+        frame[name] = column.astype(str).where(column.notna())  # text, but missing cells NaN
+    return frame

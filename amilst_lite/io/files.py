@@ -6,6 +6,7 @@ import csv
 import difflib
 import gzip
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +14,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
+import h5py
+
 from ..errors import AmilstError, InputError
 
 PathLike = str | os.PathLike[str]
+
+COMMENT = "#DGE"
+"""Start of the lines that Drop-seq's tools write before the header of a table of counts."""
 
 
 def checked_path(path: PathLike) -> Path:
@@ -37,16 +43,33 @@ def existing(path: PathLike) -> Path:
     Raises
     ------
     InputError
-        Nothing has that name (the message lists similar names), or the file has no content.
+        Nothing has that name (the message lists similar names); it is a symbolic link to nothing, a pipe or a
+        device; it must not be read; or the file has no content.
     """
     path = checked_path(path)
-    if not path.exists():
+    try:
+        exists = path.exists()
+    except PermissionError:
+        raise InputError(f"{path.parent} must not be read (permission denied).") from None
+    if not exists:
+        if path.is_symlink():
+            raise InputError(
+                f"{path} is a symbolic link to {os.readlink(path)}, which does not exist. Correct the link or "
+                "give the file itself."
+            )
         folder = path.parent
         if not folder.is_dir():
             raise InputError(f"There is no file or folder {path}: its folder {folder} does not exist.")
         near = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], cutoff=0.5)
         advice = f"Did you mean {examples(near)}?" if near else f"{folder} contains {listing(folder)}."
         raise InputError(f"There is no file or folder {path}. {advice}")
+    if not path.is_file() and not path.is_dir():
+        # opening a pipe would wait for its writer, and every reader opens its input several times
+        raise InputError(
+            f"{path} is a pipe, a socket or a device; expected a file or folder. Write its content to a file."
+        )
+    if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
+        raise InputError(f"{path} must not be read (permission denied). Change its permissions (chmod u+r).")
     if path.is_file() and path.stat().st_size == 0:
         raise InputError(f"{path} is empty (0 bytes). Download or write it again.")
     return path
@@ -128,13 +151,48 @@ def find_one(folder: Path, names: Sequence[str]) -> Path | None:
     return None
 
 
+def holds(folder: Path, *names: Sequence[str]) -> bool:
+    """Whether a folder has, for each of ``names``, an entry that ends in one of them."""
+    try:
+        found = [entry.name for entry in folder.iterdir()]
+    except OSError:  # not a folder, or unreadable
+        return False
+    return all(any(name.endswith(tuple(endings)) for name in found) for endings in names)
+
+
 def open_text(path: Path) -> TextIO:
-    """Open UTF-8 text, compressed with gzip or not; the content decides, not the extension."""
+    """Open UTF-8 or UTF-16 text, compressed with gzip or not; the content decides, not the extension."""
     with path.open("rb") as handle:
         gzipped = handle.read(2) == b"\x1f\x8b"
-    opener: Callable[..., TextIO] = gzip.open if gzipped else open
-    # utf-8-sig: spreadsheet programs write a byte order mark before the first column name
-    return opener(path, "rt", encoding="utf-8-sig", newline="")
+    opener: Callable[..., Any] = gzip.open if gzipped else open
+    with opener(path, "rb") as handle:
+        mark = handle.read(2)
+    # Spreadsheet programs write a byte order mark before the first column name; "Unicode text" is UTF-16.
+    encoding = "utf-16" if mark in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    return opener(path, "rt", encoding=encoding, newline="")
+
+
+def hdf5_has(path: Path, test: Callable[[h5py.File], bool]) -> bool:
+    """Whether ``path`` is an HDF5 file that passes ``test``; False if it cannot be read."""
+    try:
+        if not path.is_file() or not h5py.is_hdf5(path):
+            return False
+        with h5py.File(path, "r") as file:
+            return test(file)
+    except (OSError, KeyError, RuntimeError):
+        return False
+
+
+def text_head(path: Path) -> str | None:
+    """The first 4096 characters of a text file; None if ``path`` is no text or cannot be read."""
+    try:
+        if not path.is_file():
+            return None
+        with open_text(path) as handle:
+            head = handle.read(4096)
+    except (OSError, EOFError, ValueError, zlib.error):
+        return None
+    return None if "\0" in head else head
 
 
 @dataclass(frozen=True)
@@ -159,25 +217,36 @@ class TextTable:
     def sniff(cls, path: Path) -> TextTable:
         """Determine the separator from the first two lines.
 
-        The separator is the first of tab, comma, semicolon and space that splits the second line into
-        several fields and the first line into the same number, or one fewer. Space comes last because
-        labels such as "invasive cancer" contain spaces.
+        The separator is that of tab, comma and semicolon that splits the second line into the most fields,
+        at least two, and the first line into the same number, or one fewer; the first of equals. Space is
+        used if none of them does, because labels such as "invasive cancer" contain spaces.
 
         Raises
         ------
         InputError
-            Fewer than two lines, or no separator fits.
+            As `existing`; fewer than two lines; or no separator fits.
         """
+        path = existing(path)
         with reading(path, "a text table"), open_text(path) as handle:
-            lines = list(islice((line for line in handle if line.strip()), 2))
+            lines = list(
+                islice((line for line in handle if line.strip() and not line.startswith(COMMENT)), 2)
+            )
         if len(lines) < 2:
             raise InputError(
                 f"{path} contains {len(lines)} line(s) of text; expected a header and at least one row."
             )
+        best: TextTable | None = None
         for separator in "\t,; ":
-            first, second = split_rows(lines, separator)
-            if len(second) > 1 and len(first) in (len(second), len(second) - 1):
-                return cls(path, separator, [""] * (len(second) - len(first)) + first)
+            try:
+                first, second = split_rows(lines, separator)
+            except csv.Error:  # a line of 131072 characters without this separator
+                continue
+            fits = len(second) > 1 and len(first) in (len(second), len(second) - 1)
+            n_found = len(best.first) if best is not None else 0
+            if fits and len(second) > n_found and (best is None or separator != " "):
+                best = cls(path, separator, [""] * (len(second) - len(first)) + first)
+        if best is not None:
+            return best
         raise InputError(
             f"{path} is not a text table: its first two lines do not split into the same number of fields "
             "by tab, comma, semicolon or space."
@@ -188,12 +257,16 @@ class TextTable:
         """Whether the first line may be data: all its fields but the first (not empty) are numbers."""
         return bool(self.first[0]) and all(map(is_number, self.first[1:]))
 
-    def rows(self, *, header: bool = True) -> Iterator[tuple[int, list[str]]]:
-        """Line number (from 1) and fields of every row; empty lines are skipped, and so is the header."""
+    @contextmanager
+    def body(self, *, has_header: bool = True) -> Iterator[tuple[TextIO, int]]:
+        """The open file after the header, if there is one, and the number of lines before."""
         with open_text(self.path) as handle:
-            reader = split_rows(handle, self.separator)
-            rows = ((reader.line_num, row) for row in reader if row)
-            yield from islice(rows, int(header), None)
+            n_before = 0
+            while has_header:
+                line = handle.readline()
+                n_before += 1
+                has_header = not line.strip() or line.startswith(COMMENT)
+            yield handle, n_before
 
 
 def split_rows(lines: Iterable[str], separator: str) -> Any:
@@ -210,3 +283,10 @@ def is_number(field: object) -> bool:
     except (TypeError, ValueError):
         return False
     return True
+
+
+def comma_hint(field: object) -> str:
+    """A hint for the message if a field is a number with a decimal comma."""
+    text = str(field).strip()
+    comma = text.count(",") == 1 and not is_number(text) and is_number(text.replace(",", "."))
+    return f" {text!r} has a decimal comma; write {text.replace(',', '.')!r}." if comma else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,32 @@ def to_csr(matrix: Any) -> sparse.csr_matrix:
     return matrix
 
 
+class GrowingArray:
+    """A one-dimensional array whose length is not known in advance.
+
+    Blocks that are joined at the end need twice their memory; the allocator extends a large array in place.
+    """
+
+    def __init__(self, dtype: Any) -> None:
+        self._array = np.empty(0, dtype=dtype)
+        self._length = 0
+
+    def extend(self, values: np.ndarray) -> None:
+        """Append ``values`` (m,), converted to the type of the array."""
+        stop = self._length + len(values)
+        if stop > len(self._array):
+            # memory that has not been written to is only reserved
+            self._array.resize(max(stop, 3 * len(self._array) // 2), refcheck=False)
+        self._array[self._length : stop] = values
+        self._length = stop
+
+    @property
+    def values(self) -> np.ndarray:
+        """The array; nothing can be appended afterwards."""
+        self._array.resize(self._length, refcheck=False)
+        return self._array
+
+
 def assemble(matrix: Any, obs: pd.DataFrame, var: pd.DataFrame, source: Path) -> AnnData:
     """An AnnData of ``matrix`` (n spots × d genes) with unique names.
 
@@ -64,6 +91,53 @@ def assemble(matrix: Any, obs: pd.DataFrame, var: pd.DataFrame, source: Path) ->
     obs.index = unique(obs.index, "spot names", source)
     var.index = unique(var.index, "gene names", source)
     return AnnData(X=matrix, obs=obs, var=var)
+
+
+def leave_out(
+    adata: AnnData, source: Path, controls: Mapping[str, str], types: pd.Series | None = None
+) -> tuple[AnnData, dict[str, int]]:
+    """Leave out features that are not genes.
+
+    Parameters
+    ----------
+    adata
+        n spots × d features.
+    source
+        The file, for messages.
+    controls
+        What the features are → regular expression of their names, by the naming of the vendor.
+    types
+        What each feature is, (d,); missing for genes.
+
+    Returns
+    -------
+    tuple of (AnnData, dict)
+        The genes, and the number of features left out of each kind.
+
+    Raises
+    ------
+    InputError
+        No gene remains.
+    """
+    kinds = kinds_of(adata.var_names, controls)
+    if types is not None:
+        kinds = types.where(types.notna(), kinds.to_numpy())
+    genes = kinds.isna().to_numpy()
+    if not genes.any():
+        raise InputError(
+            f"{source} has no genes: all {len(genes)} features are controls (e.g. {examples(adata.var_names)})."
+        )
+    left_out = {str(kind): int(count) for kind, count in kinds.value_counts().items()}
+    return (adata if genes.all() else adata[:, genes].copy()), left_out
+
+
+def kinds_of(names: Sequence[str] | pd.Index, controls: Mapping[str, str]) -> pd.Series:
+    """The key of ``controls`` whose regular expression each name matches, (d,); missing for the others."""
+    text = pd.Series(names, dtype=object).astype(str)
+    kinds = pd.Series(None, index=text.index, dtype=object)
+    for kind, pattern in controls.items():
+        kinds[text.str.contains(pattern, case=False)] = kind
+    return kinds
 
 
 def unique(names: pd.Index, what: str, source: Path | str) -> pd.Index:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Number
@@ -15,12 +16,12 @@ import pandas as pd
 from scipy import sparse
 
 from .. import keys
-from ..errors import InputError
+from ..errors import AmilstWarning, InputError
 from .dispatch import read, recognize
 from .files import PathLike, checked_path, examples, reading
 from .h5ad import are_counts
 from .matrix import to_csr, unique
-from .visium import find_positions
+from .platform import Platform
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -41,6 +42,7 @@ def read_sections(
     sample_key: str = SECTION,
     min_genes: int = 50,
     backed: bool | Literal["auto"] = False,
+    **options: Any,
 ) -> AnnData:
     """Read several sections, of any supported formats, into one AnnData with the genes that all of them have.
 
@@ -62,6 +64,8 @@ def read_sections(
         Read the counts of ``.h5ad`` files from disk in blocks of rows, and keep only the genes in common,
         which needs less memory if the files have many others; "auto": of files that would need more than a
         third of the memory. The result is in memory in either case.
+    **options
+        Other options of `read`, for every section: ``platform``, ``genome``, ``bin_size``, ``layer``, ``table``.
 
     Returns
     -------
@@ -77,6 +81,7 @@ def read_sections(
         - ``obsm["spatial"]``: (n, 2) or (n, 3), float64, in the unit of the inputs. Sections may overlap.
         - ``uns["spatial"]``: image and scale factors of each section, under its name. Of an input with
           several libraries, each under "SECTION-LIBRARY", except one with the name of the section.
+        - ``uns["amilst_input"]``: as of `read`, "mixed" where the sections differ.
 
         Other layers, matrices and graphs of the inputs, and the domains of earlier runs, are left out,
         because they are not comparable between sections.
@@ -113,15 +118,19 @@ def read_sections(
         raise InputError(f"sample_key must be a non-empty string without '/'; found {sample_key!r}.")
     if not isinstance(min_genes, Integral) or min_genes < 1:
         raise InputError(f"min_genes must be an integer >= 1; found {min_genes!r}.")
-    kinds = _recognized(inputs)
+    platforms = _recognized(inputs, options.get("platform"))
     names = _default_names(inputs) if names is None else _checked_names(names, len(inputs))
 
     sections = []
-    for path, name, kind in zip(inputs, names, kinds, strict=True):
-        section = _Section.read(path, name, sample_key, backed if kind == "h5ad" else False)
+    for path, name, platform in zip(inputs, names, platforms, strict=True):
+        can_be_backed = "backed" in platform.options
+        section = _Section.read(
+            path, name, sample_key, {**options, "backed": backed if can_be_backed else False}
+        )
         _log.info("%s: %d spots × %d genes", name, len(section.obs), len(section.var))
         sections.append(section)
     coordinates = _joined_coordinates(sections)
+    description = _joined_description(sections)
     genes = _common_genes(sections, min_genes)
     obs = _joined_obs(sections, sample_key)
     var = _common_var(sections, genes)
@@ -139,33 +148,33 @@ def read_sections(
     adata = AnnData(X=counts, obs=obs, var=var, obsm={keys.SPATIAL: coordinates})
     if images:
         adata.uns[keys.SPATIAL] = images
+    adata.uns[keys.INPUT] = description
     return adata
 
 
 # --- inputs and their names -------------------------------------------------------------------
 
 
-def _recognized(inputs: Sequence[Path]) -> list[str]:
-    """The kind of each input; what can be refused before anything is read is refused here."""
-    kinds: list[str] = []
+def _recognized(inputs: Sequence[Path], name: str | None) -> list[Platform]:
+    """The platform of each input; what can be refused before anything is read is refused here."""
+    platforms: list[Platform] = []
     seen: dict[Path, Path] = {}
     for path in inputs:
-        kind, found = recognize(path)
+        platform, found = recognize(path, name)
         same = seen.setdefault(found.resolve(), path)
         if same is not path:
             raise InputError(
                 f"{path} is given twice{'' if same == path else f' (it is the same as {same})'}. "
                 "Give each section once."
             )
-        # a matrix inside a Visium folder has positions there
-        if kind == "table" or (kind.startswith("10x") and find_positions(found.parent) is None):
+        if platform.needs_coordinates:
             raise InputError(
                 f"{path} has counts but no coordinates, and a table of coordinates can be given with a single "
                 "input only. Convert it to h5ad first: "
                 f"amilst_lite.read({str(path)!r}, coordinates=TABLE).write_h5ad(FILE)."
             )
-        kinds.append(kind)
-    return kinds
+        platforms.append(platform)
+    return platforms
 
 
 def _default_names(inputs: Sequence[Path]) -> list[str]:
@@ -230,13 +239,12 @@ class _Section:
     var: pd.DataFrame
     coordinates: np.ndarray
     images: dict[str, Any]
+    description: Mapping[str, Any]
     source: AnnData | None = None
 
     @classmethod
-    def read(cls, path: Path, name: str, sample_key: str, backed: bool | Literal["auto"]) -> _Section:
-        adata = read(path, backed=backed)
-        if adata.n_obs == 0:
-            raise InputError(f"{path} has no spots. Leave it out.")
+    def read(cls, path: Path, name: str, sample_key: str, options: Mapping[str, Any]) -> _Section:
+        adata = read(path, **options)
         coordinates = _coordinates(adata, path)
         obs = _own_columns(adata, path, name, sample_key)
         has_layer = keys.COUNTS in adata.layers
@@ -257,6 +265,7 @@ class _Section:
             var=adata.var,
             coordinates=coordinates,
             images=_images(adata, name),
+            description=adata.uns.get(keys.INPUT, {}),
             source=adata if on_disk else None,
         )
 
@@ -352,6 +361,27 @@ def _joined_coordinates(sections: Sequence[_Section]) -> np.ndarray:
             "add it everywhere."
         )
     return np.concatenate([section.coordinates for section in sections])
+
+
+def _joined_description(sections: Sequence[_Section]) -> dict[str, Any]:
+    """What the readers know about all sections; "mixed" where they differ. Warns of different units."""
+    joined: dict[str, Any] = {}
+    for key in ("platform", "coordinate_unit", "geometry"):
+        values = {section.name: str(section.description.get(key, "unknown")) for section in sections}
+        joined[key] = values[sections[0].name] if len(set(values.values())) == 1 else "mixed"
+        if key == "coordinate_unit" and len(set(values.values()) - {"unknown"}) > 1:
+            units = ", ".join(f"{name}: {value}" for name, value in values.items())
+            warnings.warn(
+                f"The coordinates have different units ({units}). Neighbors by number are not affected; a radius or "
+                "a spacing means something else in each section.",
+                AmilstWarning,
+                stacklevel=3,
+            )
+    left_out: dict[str, int] = {}
+    for section in sections:
+        for what, count in section.description.get("left_out", {}).items():
+            left_out[what] = left_out.get(what, 0) + int(count)
+    return {**joined, "left_out": left_out}
 
 
 def _common_genes(sections: Sequence[_Section], min_genes: int) -> pd.Index:

@@ -14,8 +14,21 @@ from scipy import io as scipy_io
 from scipy import sparse
 
 from ..errors import InputError
-from .files import PathLike, examples, existing, existing_file, find_one, listing, open_text, reading
+from .files import (
+    PathLike,
+    examples,
+    existing,
+    existing_file,
+    find_one,
+    hdf5_has,
+    holds,
+    listing,
+    open_text,
+    reading,
+    text_head,
+)
 from .matrix import assemble, to_csr
+from .platform import Platform
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -126,7 +139,7 @@ def read_10x_h5(
             # stored as genes × barcodes in CSC, which is barcodes × genes in CSR
             arrays = (group["data"][:], group["indices"][:], group["indptr"][:])
             matrix = to_csr(sparse.csr_matrix(arrays, shape=(len(group["barcodes"]), len(group[genes]))))
-    return _select(assemble(matrix, obs, var, path), path, genome, gene_expression_only)
+    return _select(assemble(matrix, obs, var, path), path, TENX_H5, genome, gene_expression_only)
 
 
 def read_10x_mtx(path: PathLike, *, gene_expression_only: bool = True) -> AnnData:
@@ -169,7 +182,7 @@ def read_10x_mtx(path: PathLike, *, gene_expression_only: bool = True) -> AnnDat
     var["gene_ids"] = features[0].to_numpy()
     var["feature_types"] = features[2].to_numpy() if features.shape[1] > 2 else GENE_EXPRESSION
     adata = assemble(matrix, pd.DataFrame(index=pd.Index(barcodes[0])), var, matrix_path)
-    return _select(adata, matrix_path, None, gene_expression_only)
+    return _select(adata, matrix_path, TENX_MTX, None, gene_expression_only)
 
 
 def _on_disk(path: Path, group: str) -> Any:
@@ -205,18 +218,46 @@ def _read_names(matrix_path: Path, prefix: str, stems: tuple[str, ...]) -> pd.Da
         return pd.read_csv(handle, sep="\t", header=None, dtype=str, na_filter=False, quoting=csv.QUOTE_NONE)
 
 
-def _select(adata: AnnData, path: Path, genome: str | None, gene_expression_only: bool) -> AnnData:
+def _select(
+    adata: AnnData, path: Path, platform: Platform, genome: str | None, gene_expression_only: bool
+) -> AnnData:
     """Keep the requested genome and feature type."""
     wanted = np.ones(adata.n_vars, dtype=bool)
+    types = adata.var["feature_types"]
     if genome is not None:
         genomes = adata.var["genome"]
         wanted &= (genomes == _choose_genome(list(genomes.unique()), genome, path)).to_numpy()
     if gene_expression_only:
-        wanted &= (adata.var["feature_types"] == GENE_EXPRESSION).to_numpy()
+        wanted &= (types == GENE_EXPRESSION).to_numpy()
     if not wanted.any():
-        types = adata.var["feature_types"].unique()
         raise InputError(
-            f"{path} has no features of the type {GENE_EXPRESSION!r}, only {examples(types)}. "
+            f"{path} has no features of the type {GENE_EXPRESSION!r}, only {examples(types.unique())}. "
             "read_10x_h5 and read_10x_mtx keep them with gene_expression_only=False."
         )
-    return adata if wanted.all() else adata[:, wanted].copy()
+    left_out = types[~wanted].where(types != GENE_EXPRESSION, "genes of other genomes").value_counts()
+    adata = adata if wanted.all() else adata[:, wanted].copy()
+    return platform.describe(adata, path, left_out=dict(left_out))
+
+
+def is_10x_mtx(path: Path) -> bool:
+    """Whether ``path`` is a Matrix Market file or a folder that contains one."""
+    return holds(path, MATRIX_NAMES) or (text_head(path) or "").startswith("%%MatrixMarket")
+
+
+TENX_H5 = Platform(
+    name="10x_h5",
+    title="10x HDF5",
+    files="`filtered_feature_bc_matrix.h5` of Cell Ranger 1 and later, with `--coordinates TABLE`",
+    read=read_10x_h5,
+    recognizes=lambda path: hdf5_has(path, is_10x),
+    options=("genome", "backed"),
+    needs_coordinates=True,
+)
+TENX_MTX = Platform(
+    name="10x_mtx",
+    title="10x Matrix Market",
+    files="`matrix.mtx`, `barcodes.tsv` and `features.tsv` or `genes.tsv`, `.gz` or not, with `--coordinates TABLE`",
+    read=read_10x_mtx,
+    recognizes=is_10x_mtx,
+    needs_coordinates=True,
+)

@@ -15,8 +15,9 @@ import numpy as np
 from .. import keys
 from ..errors import AmilstWarning, InputError, MissingExtraError
 from .coordinates import join_columns, join_coordinates
-from .files import PathLike, examples, existing, existing_file, find_one, listing, open_text, reading
-from .tenx import MATRIX_NAMES, read_10x_h5, read_10x_mtx
+from .files import PathLike, examples, existing, existing_file, find_one, holds, listing, open_text, reading
+from .platform import Platform
+from .tenx import MATRIX_NAMES, TENX_H5, is_10x_mtx, read_10x_h5, read_10x_mtx
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -32,6 +33,15 @@ POSITIONS = (
 )
 _COUNTS = ("filtered_feature_bc_matrix.h5", "filtered_feature_bc_matrix", *MATRIX_NAMES, ".h5")
 _IMAGES = {"hires": "tissue_hires_image", "lowres": "tissue_lowres_image"}
+
+
+def is_visium(path: Path) -> bool:
+    """Whether ``path`` is a folder with positions, or a matrix beside or above which they lie."""
+    if path.is_dir() and not holds(path, MATRIX_NAMES):
+        return (path / "spatial").is_dir() or holds(path, POSITIONS)
+    places = (path, path.parent) if path.is_dir() else (path.parent,)
+    has_positions = any(holds(place / "spatial", POSITIONS) or holds(place, POSITIONS) for place in places)
+    return has_positions and (is_10x_mtx(path) or TENX_H5.recognizes(path))
 
 
 def find_positions(folder: Path) -> Path | None:
@@ -103,7 +113,7 @@ def read_visium(
         join_columns(adata, metadata)
     library = library_id or _as_text(attributes.get("library_ids", folder.resolve().name))
     adata.uns[keys.SPATIAL] = {library: _describe_images(positions, attributes)}
-    return adata
+    return VISIUM.describe(adata, path, left_out=adata.uns[keys.INPUT]["left_out"])
 
 
 def load_image(adata: AnnData, library_id: str | None = None) -> tuple[np.ndarray, float] | None:
@@ -167,7 +177,12 @@ def _find_counts(folder: Path) -> Path:
     if counts is None:
         raise InputError(
             f"{folder} has positions of spots but no counts: expected filtered_feature_bc_matrix.h5 or the "
-            f"folder filtered_feature_bc_matrix, found {listing(folder)}. Copy Space Ranger's matrix there."
+            f"folder filtered_feature_bc_matrix, found {listing(folder)}. "
+            + (
+                f"Give the folder above, {folder.resolve().parent}."
+                if find_one(folder.resolve().parent, _COUNTS) is not None
+                else "Copy Space Ranger's matrix there."
+            )
         )
     return counts
 
@@ -207,3 +222,18 @@ def _read_image(path: PathLike) -> np.ndarray:
     path = existing_file(path, "an image")
     with reading(path, "an image"):
         return imread(path)
+
+
+VISIUM = Platform(
+    name="visium",
+    title="Visium",
+    files=(
+        "output folder of Space Ranger 1 to 4: `filtered_feature_bc_matrix.h5` or folder, and `spatial/`; columns of "
+        "a `metadata.tsv` are joined to `obs` by barcode"
+    ),
+    read=read_visium,
+    recognizes=is_visium,
+    options=("genome", "library_id"),
+    unit="pixel",
+    geometry="hexagonal",
+)

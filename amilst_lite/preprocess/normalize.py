@@ -54,12 +54,18 @@ class Preparation:
         Total counts of the spots, over all genes.
     pca : PCA
         Fitted on the normalized expression of the genes used.
+    target : float
+        Total to which every spot was scaled.
+    gene_totals : ndarray of float64, (n_kept,)
+        Total counts of the genes used.
     """
 
     features: np.ndarray
     genes: np.ndarray
     depth: np.ndarray
     pca: PCA
+    target: float
+    gene_totals: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -253,24 +259,31 @@ class NormalizedCounts:
     normalization : str
         ``"median"``: the common total is the median one. ``"published"``: it is 1, and genes above 5 % of any
         spot are left out of the totals (but kept in the result).
+    target : float, optional
+        The common total, if it is to be that of other sections.
 
     Attributes
     ----------
     shape, dtype
         Of the whole; a slice of rows is CSR float32.
+    target : float
+        The common total.
     """
 
     dtype = np.dtype(np.float32)
 
-    def __init__(self, counts: sparse.csr_matrix, normalization: str = "median") -> None:
+    def __init__(
+        self, counts: sparse.csr_matrix, normalization: str = "median", target: float | None = None
+    ) -> None:
         self.counts = CountRows(counts)
         self.shape = counts.shape
         totals = self.counts.totals()
-        target = 1.0
         if normalization == "published":
             totals = self._totals_without_dominant_genes(totals)
-        elif totals.any():
-            target = float(np.median(totals[totals > 0]))
+        if target is None:
+            median = normalization == "median" and totals.any()
+            target = float(np.median(totals[totals > 0])) if median else 1.0
+        self.target = target
         self._factors = np.divide(target, totals, out=np.zeros(len(totals)), where=totals > 0).astype(
             np.float32
         )
@@ -393,8 +406,17 @@ def prepare(
         logger.info("%d spots × %d genes have at most %d components", n_spots, n_genes, n_components)
     logger.info("PCA")
     pca = PCA(n_components, scale=config.normalization == "published", random_state=seed, device=device)
-    if normalized.counts.counts.nnz <= _SMALL:
-        features = pca.fit_transform(normalized[:])
-    else:
-        features = pca.fit_chunks(normalized).transform_chunks(normalized)
-    return Preparation(features, genes, depth, pca)
+    small = normalized.counts.counts.nnz <= _SMALL
+    features = (
+        pca.fit_transform(normalized[:])
+        if small
+        else component_scores(pca.fit_chunks(normalized), normalized)
+    )
+    gene_totals = np.asarray(normalized.counts.counts.sum(0, dtype=np.float64)).ravel()
+    return Preparation(features, genes, depth, pca, normalized.target, gene_totals)
+
+
+def component_scores(pca: PCA, normalized: NormalizedCounts) -> np.ndarray:
+    """Scores of a fitted PCA, (n_spots, n_components) float32; of large sections block by block."""
+    small = normalized.counts.counts.nnz <= _SMALL
+    return pca.transform(normalized[:]) if small else pca.transform_chunks(normalized)

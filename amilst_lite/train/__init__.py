@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .loop import Callback, Trainer, TrainingResult
+from .batches import make_batches
+from .loop import Callback, Trainer, TrainingResult, embed
 from .published import PublishedTrainer
 from .share import ShareEvidence, network_share
 
@@ -13,6 +14,8 @@ __all__ = [
     "ShareEvidence",
     "Trainer",
     "TrainingResult",
+    "embed",
+    "make_batches",
     "network_share",
 ]
 

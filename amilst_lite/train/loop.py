@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,7 @@ from ..runtime import make_generator, spawn_seeds, threads_for
 from ..spatial.graph import SpatialGraph
 from .batches import Batch, make_batches
 
-__all__ = ["Callback", "Trainer", "TrainingResult"]
+__all__ = ["Callback", "Trainer", "TrainingResult", "embed"]
 
 Callback = Callable[[int, int, dict[str, float]], None]
 """Called with the epoch (from 1), the number of epochs and that epoch's losses by name."""
@@ -262,14 +262,9 @@ class Trainer:
                 norm.running_mean.copy_(moments.mean)
                 norm.running_var.copy_(moments.variance)
 
-    @torch.no_grad()
     def _evaluate(self, batch: Batch) -> NetworkOutput:
         """Output of a batch's core, uncorrupted, in evaluation mode."""
-        training = self.network.training
-        self.network.eval()
-        output = self.network(self.features[batch.nodes], batch.adjacency)
-        self.network.train(training)
-        return output.of(batch.core)
+        return _evaluate(self.network, self.features, batch)
 
     def run(self, callback: Callback | None = None) -> TrainingResult:
         """Train, then embed every spot.
@@ -284,7 +279,8 @@ class Trainer:
             self.network.train()
             history = self._train(callback)
             logger.info("embed")
-            return self._result(history)
+            self.network.eval()
+            return TrainingResult(self.network, *embed(self.network, self.features, self.batches), history)
 
     def _train(self, callback: Callback | None) -> dict[str, list[float]]:
         recorder = Recorder(self.config.epochs, callback)
@@ -293,18 +289,46 @@ class Trainer:
         self._calibrate()
         return recorder.history
 
-    def _result(self, history: dict[str, list[float]]) -> TrainingResult:
-        """Embeddings and mean reconstruction of every spot."""
-        self.network.eval()
-        f, g, reconstruction = Tensor(), Tensor(), torch.empty_like(self.features)
-        for batch in self.batches:
-            output = self._evaluate(batch)
-            if batch.rows.start == 0:  # allocated once: no list of parts beside their concatenation
-                f, g = (part.new_empty((len(self.features), *part.shape[1:])) for part in output[:2])
-            decoded = output.reconstruction
-            f[batch.rows], g[batch.rows] = output.f, output.g
-            reconstruction[batch.rows] = decoded if decoded.ndim == 2 else decoded.mean(1)
-        return TrainingResult(self.network, f, g, reconstruction, history)
+
+@torch.no_grad()
+def _evaluate(network: AMILSTNetwork, features: Tensor, batch: Batch) -> NetworkOutput:
+    """Output of a batch's core, uncorrupted, in evaluation mode."""
+    training = network.training
+    network.eval()
+    output = network(features[batch.nodes], batch.adjacency)
+    network.train(training)
+    return output.of(batch.core)
+
+
+def embed(
+    network: AMILSTNetwork, features: Tensor, batches: Sequence[Batch]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a trained network computes of every spot.
+
+    Parameters
+    ----------
+    network : AMILSTNetwork
+        With M members or none.
+    features : Tensor, (N, C)
+        In the graph's order.
+    batches : sequence of Batch
+        See `make_batches`.
+
+    Returns
+    -------
+    f, g : Tensor, (N, [M,] ·)
+    reconstruction : Tensor, (N, C)
+        Mean over the members.
+    """
+    f, g, reconstruction = Tensor(), Tensor(), torch.empty_like(features)
+    for batch in batches:
+        output = _evaluate(network, features, batch)
+        if batch.rows.start == 0:  # allocated once: no list of parts beside their concatenation
+            f, g = (part.new_empty((len(features), *part.shape[1:])) for part in output[:2])
+        decoded = output.reconstruction
+        f[batch.rows], g[batch.rows] = output.f, output.g
+        reconstruction[batch.rows] = decoded if decoded.ndim == 2 else decoded.mean(1)
+    return f, g, reconstruction
 
 
 class _Moments:

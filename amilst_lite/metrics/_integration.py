@@ -1,11 +1,7 @@
-"""Scores of domains: agreement with an annotation, spatial continuity, and integration of several sections.
+"""Integration of several sections: whether, in an embedding, spots of one kind lie together and sections mix.
 
-Agreement compares two labelings of the same spots; it does not depend on the names of the labels. Spots
-without an annotation (None, NaN or an empty string) are excluded. Continuity needs no annotation: it measures
-how compact domains are in space. CHAOS and PAS search neighbors in O(N log N), the silhouette compares all
-pairs of at most 5,000 spots. Integration measures, in an embedding of several sections, whether spots of one
-kind lie together and whether the sections mix among them, as in scIB (Luecken et al. 2022) and iSTBench (Dong et
-al. 2025). The memory of every score is linear in the number of spots.
+The scores are those of scIB (Luecken et al. 2022) and iSTBench (Dong et al. 2025). Their memory is linear in the number
+of spots. All get spots sorted by the embedding, so that nothing depends on the order they came in.
 """
 
 from __future__ import annotations
@@ -14,36 +10,26 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import sklearn
 from numpy.typing import ArrayLike
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
-from sklearn import metrics as _sklearn
 from sklearn.neighbors import NearestNeighbors
 
-from .errors import InputError
-from .runtime import check_seed
-from .spatial.neighbors import nearest_neighbors, section_codes
-from .validation import check_number
+from ..errors import InputError
+from ..spatial.neighbors import nearest_neighbors, section_codes
+from ..validation import check_number
+from ._agreement import adjusted_rand_index, normalized_mutual_info
+from ._common import codes_of, codes_of_both, silhouettes
 
 __all__ = [
-    "adjusted_rand_index",
-    "agreement",
-    "chaos",
     "clisi",
-    "completeness",
-    "continuity",
     "graph_connectivity",
-    "homogeneity",
     "ilisi",
     "integration_scores",
     "isolated_labels_f1",
-    "normalized_mutual_info",
-    "pas",
     "section_agreement",
     "silhouette_batch",
     "silhouette_label",
-    "spatial_silhouette",
 ]
 
 # Neighbors whose weights are computed at a time, in LISI: 3 MB of distances.
@@ -55,243 +41,6 @@ _BISECTIONS = 64
 # Up to this many spots, all pairs of distances take less time (5 s with two threads) than the compilation that
 # nearest-neighbor descent needs once in a process (26 s).
 _ALL_PAIRS_UP_TO = 50_000
-
-
-# --- agreement --------------------------------------------------------------------------------
-
-
-def adjusted_rand_index(truth: ArrayLike, labels: ArrayLike) -> float:
-    """Adjusted Rand index: share of pairs of spots on which both labelings agree, corrected for chance.
-
-    Parameters
-    ----------
-    truth, labels : array-like, shape (n_spots,)
-        Two labelings. Spots without a label (None, NaN, "") in either are excluded.
-
-    Returns
-    -------
-    float
-        1 for identical partitions, about 0 for independent ones, at least -0.5.
-
-    Raises
-    ------
-    InputError
-        The lengths differ, or fewer than two spots have both labels.
-
-    References
-    ----------
-    Hubert and Arabie, Journal of Classification 1985.
-    """
-    return float(_sklearn.adjusted_rand_score(*_codes_of_both(truth, labels)))
-
-
-def normalized_mutual_info(truth: ArrayLike, labels: ArrayLike) -> float:
-    """Mutual information divided by the arithmetic mean of the two entropies, in [0, 1].
-
-    Parameters and errors as for :func:`adjusted_rand_index`.
-    """
-    return float(_sklearn.normalized_mutual_info_score(*_codes_of_both(truth, labels)))
-
-
-def homogeneity(truth: ArrayLike, labels: ArrayLike) -> float:
-    """1 - H(truth | labels) / H(truth), in [0, 1]: 1 if no domain overlaps two annotated regions.
-
-    Parameters and errors as for :func:`adjusted_rand_index`. Rosenberg and Hirschberg, EMNLP 2007.
-    """
-    return float(_sklearn.homogeneity_score(*_codes_of_both(truth, labels)))
-
-
-def completeness(truth: ArrayLike, labels: ArrayLike) -> float:
-    """1 - H(labels | truth) / H(labels), in [0, 1]: 1 if no annotated region overlaps two domains.
-
-    Parameters and errors as for :func:`adjusted_rand_index`. Rosenberg and Hirschberg, EMNLP 2007.
-    """
-    return float(_sklearn.completeness_score(*_codes_of_both(truth, labels)))
-
-
-def agreement(truth: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-    """All agreement scores.
-
-    Parameters
-    ----------
-    truth, labels : array-like, shape (n_spots,)
-        Annotation and domains. Spots without a label (None, NaN, "") in either are excluded.
-
-    Returns
-    -------
-    dict
-        ``ari``, ``nmi``, ``homogeneity``, ``completeness`` and ``n_scored``, the number of spots compared.
-
-    Raises
-    ------
-    InputError
-        The lengths differ, or fewer than two spots have both labels.
-    """
-    both = _codes_of_both(truth, labels)
-    return {
-        "ari": float(_sklearn.adjusted_rand_score(*both)),
-        "nmi": float(_sklearn.normalized_mutual_info_score(*both)),
-        "homogeneity": float(_sklearn.homogeneity_score(*both)),
-        "completeness": float(_sklearn.completeness_score(*both)),
-        "n_scored": len(both[0]),
-    }
-
-
-# --- continuity -------------------------------------------------------------------------------
-
-
-def chaos(labels: ArrayLike, coordinates: np.ndarray) -> float:
-    """CHAOS: mean distance from a spot to the nearest spot of the same domain; lower is smoother.
-
-    Parameters
-    ----------
-    labels : array-like, shape (n_spots,)
-        The domains. Spots without one (None, NaN, "") are excluded.
-    coordinates : ndarray, shape (n_spots, 2) or (n_spots, 3)
-        In any unit: as in the published definition, each axis is standardized (ddof 1) first.
-
-    Returns
-    -------
-    float
-        In standard deviations of the coordinates. A domain of one spot contributes a distance of 0.
-
-    Raises
-    ------
-    InputError
-        The lengths differ, a coordinate is not finite, or fewer than two spots have a label.
-
-    Notes
-    -----
-    Because each axis is standardized, the score depends on the orientation of the section: rotation changes
-    it, reflection and translation do not. It decreases with the density of spots. Compare it only between
-    labelings of the same spots.
-
-    References
-    ----------
-    Shang and Zhou, Nature Communications 2022 (SpatialPCA).
-    """
-    return _chaos(*_labeled(labels, coordinates))
-
-
-def pas(labels: ArrayLike, coordinates: np.ndarray, n_neighbors: int = 10) -> float:
-    """PAS: share of abnormal spots, of which more than half of the neighbors are in other domains.
-
-    Parameters
-    ----------
-    labels : array-like, shape (n_spots,)
-        The domains. Spots without one (None, NaN, "") are excluded.
-    coordinates : ndarray, shape (n_spots, 2) or (n_spots, 3)
-        In any unit.
-    n_neighbors : int
-        Nearest spots to consider, at most ``n_spots - 1``. All spots tied with the last of them are
-        included (12 of 10 on a hexagonal grid), so that the score does not depend on the orientation of
-        the section or the order of the spots.
-
-    Returns
-    -------
-    float
-        In [0, 1]; lower is smoother.
-
-    Raises
-    ------
-    InputError
-        The lengths differ, a coordinate is not finite, fewer than two spots have a label, or
-        ``n_neighbors`` < 1.
-
-    References
-    ----------
-    Shang and Zhou, Nature Communications 2022 (SpatialPCA).
-    """
-    check_number("n_neighbors", n_neighbors, 1, integer=True)
-    return _pas(*_labeled(labels, coordinates), n_neighbors)
-
-
-def spatial_silhouette(
-    labels: ArrayLike, coordinates: np.ndarray, *, max_spots: int = 5000, seed: int = 0
-) -> float:
-    """Mean silhouette of the domains, with the spatial distance between spots.
-
-    Parameters
-    ----------
-    labels : array-like, shape (n_spots,)
-        The domains. Spots without one (None, NaN, "") are excluded.
-    coordinates : ndarray, shape (n_spots, 2) or (n_spots, 3)
-        In any unit.
-    max_spots : int
-        The score is exact up to this many spots. For more, which would need all pairs of spots, it is
-        computed on a random sample of this size with at least one spot of every domain.
-    seed : int
-        Seed of the sample; the global generator is not used.
-
-    Returns
-    -------
-    float
-        In [-1, 1]; higher is more compact. NaN with a single domain or as many domains as spots, for which
-        it is undefined. It is low for long and thin domains such as cortical layers, even correct ones.
-
-    Raises
-    ------
-    InputError
-        The lengths differ, a coordinate is not finite, fewer than two spots have a label, ``max_spots`` < 2,
-        or ``seed`` is not in [0, 2**32).
-
-    References
-    ----------
-    Rousseeuw, Journal of Computational and Applied Mathematics 1987.
-    """
-    check_number("max_spots", max_spots, 2, integer=True)
-    return _silhouette(*_labeled(labels, coordinates), max_spots, check_seed(seed))
-
-
-def continuity(
-    labels: ArrayLike, coordinates: np.ndarray, sample: ArrayLike | None = None, *, seed: int = 0
-) -> dict[str, float]:
-    """All continuity scores.
-
-    Parameters
-    ----------
-    labels : array-like, shape (n_spots,)
-        The domains. Spots without one (None, NaN, "") are excluded.
-    coordinates : ndarray, shape (n_spots, 2) or (n_spots, 3)
-        In any unit.
-    sample : array-like, shape (n_spots,), optional
-        The section of each spot. Sections are scored separately, and scores are averaged over sections
-        weighted by their numbers of spots. Sections with fewer than two labeled spots are excluded.
-    seed : int
-        Seed for the silhouette of large sections, see :func:`spatial_silhouette`.
-
-    Returns
-    -------
-    dict
-        ``chaos``, ``pas`` and ``silhouette`` (NaN if undefined in every section).
-
-    Raises
-    ------
-    InputError
-        As for :func:`chaos`; or ``sample`` has another length or missing values.
-    """
-    seed = check_seed(seed)
-    codes, points = _labeled(labels, coordinates, keep_all=True)
-    sections, names = section_codes(sample, len(codes))  # type: ignore[arg-type]
-    scores, weights = [], []
-    for section in range(len(names)):
-        inside = (sections == section) & (codes >= 0)
-        if inside.sum() >= 2:
-            own = codes[inside], points[inside]
-            scores.append((_chaos(*own), _pas(*own, 10), _silhouette(*own, 5000, seed)))
-            weights.append(int(inside.sum()))
-    mean = []
-    for column in np.array(scores).T:
-        defined = np.isfinite(column)
-        mean.append(
-            float(np.average(column[defined], weights=np.array(weights)[defined]))
-            if defined.any()
-            else float("nan")
-        )
-    return dict(zip(("chaos", "pas", "silhouette"), mean, strict=True))
-
-
-# --- integration of sections ------------------------------------------------------------------
 
 
 def silhouette_label(labels: ArrayLike, embedding: np.ndarray, *, max_spots: int = 10_000) -> float:
@@ -417,8 +166,8 @@ def ilisi(
     Korsunsky et al., Nature Methods 2019 (Harmony), Methods, "LISI"; Luecken et al., Nature Methods 2022 (scIB),
     Methods, "Graph LISI", for the scaling.
     """
-    _check_lisi(n_neighbors, max_spots)
-    points, codes = _embedded(np.zeros(_n_rows(embedding)), embedding, section)[1:]
+    everything = np.zeros(np.shape(embedding)[:1])  # no spot is left out
+    _, points, codes = _embedded(everything, embedding, section)
     (values,) = _lisi([codes], points, n_neighbors, max_spots)
     return _scaled_ilisi(values, codes) if scale else float(np.median(values))
 
@@ -458,7 +207,6 @@ def clisi(
     ----------
     As for :func:`ilisi`.
     """
-    _check_lisi(n_neighbors, max_spots)
     codes, points = _embedded(labels, embedding)
     (values,) = _lisi([codes], points, n_neighbors, max_spots)
     return _scaled_clisi(values, codes) if scale else float(np.median(values))
@@ -618,7 +366,7 @@ def integration_scores(
     evenly spaced spots, see :func:`silhouette_label` and :func:`ilisi`. The same input gives the same scores,
     whatever the order of the spots.
     """
-    clusters = _codes(domains)
+    clusters = codes_of(domains)
     sections, names = _section_codes(section, len(clusters))
     if (clusters >= 0).sum() < 2:
         raise InputError(
@@ -627,8 +375,8 @@ def integration_scores(
     truth = None
     labels = clusters
     if annotation is not None:
-        _codes_of_both(annotation, domains)  # at least two spots
-        labels = truth = _codes(annotation)
+        codes_of_both(annotation, domains)  # at least two spots
+        labels = truth = codes_of(annotation)
     labeled = labels >= 0
     scores: dict[str, Any] = {
         "labels": "domains" if truth is None else "annotation",
@@ -639,9 +387,9 @@ def integration_scores(
         order = np.lexsort(points.T[::-1])
         scores |= _embedding_scores(labels[order], sections[order], _centered(points[order]))
     known = clusters >= 0
-    scores["nmi_domain_section"] = _nmi(clusters[known], sections[known])
+    scores["nmi_domain_section"] = normalized_mutual_info(clusters[known], sections[known])
     if truth is not None:
-        scores["nmi_annotation_section"] = _nmi(truth[labeled], sections[labeled])
+        scores["nmi_annotation_section"] = normalized_mutual_info(truth[labeled], sections[labeled])
         both = labeled & known
         found = truth[both], clusters[both], sections[both]
         scores["isolated_labels_f1"] = _isolated_labels_f1(found[0], found[2], found[1])
@@ -649,48 +397,6 @@ def integration_scores(
         defined = [value for value in scores["section_ari"].values() if np.isfinite(value)]
         scores["section_ari_mean"] = float(np.mean(defined)) if defined else float("nan")
     return scores
-
-
-# --- kernels ----------------------------------------------------------------------------------
-
-
-def _chaos(codes: np.ndarray, points: np.ndarray) -> float:
-    spread = points.std(axis=0, ddof=1)
-    spread[spread == 0] = 1  # spots on a line
-    scaled = points / spread  # centering would not change distances
-    total = 0.0
-    for domain in np.unique(codes):
-        own = scaled[codes == domain]
-        if len(own) > 1:
-            nearest, _ = nearest_neighbors(own, 1)
-            # rows may have several neighbors, whose distances agree only to the tolerance of ties
-            spots = np.repeat(np.arange(len(own)), np.diff(nearest.indptr))
-            distance = np.linalg.norm(own[spots] - own[nearest.indices], axis=1)
-            total += np.minimum.reduceat(distance, nearest.indptr[:-1]).sum()
-    return float(total / len(codes))
-
-
-def _pas(codes: np.ndarray, points: np.ndarray, n_neighbors: int) -> float:
-    neighbors, _ = nearest_neighbors(points, min(n_neighbors, len(codes) - 1))
-    degree = np.diff(neighbors.indptr)
-    spots = np.repeat(np.arange(len(codes)), degree)
-    different = codes[neighbors.indices] != codes[spots]
-    return float(np.mean(np.bincount(spots[different], minlength=len(codes)) > degree / 2))
-
-
-def _silhouette(codes: np.ndarray, points: np.ndarray, max_spots: int, seed: int) -> float:
-    if len(codes) > max_spots:
-        order = np.random.default_rng(seed).permutation(len(codes))
-        _, first = np.unique(codes[order], return_index=True)
-        chosen = order[np.union1d(np.arange(max_spots), first)]
-        codes, points = codes[chosen], points[chosen]
-    if not 2 <= len(np.unique(codes)) < len(codes):
-        return float("nan")
-    with sklearn.config_context(working_memory=64):  # MiB of distances in memory at a time
-        return float(_sklearn.silhouette_score(points, codes))
-
-
-# Those of integration get spots sorted by the embedding, so that nothing depends on the order they came in.
 
 
 def _embedding_scores(labels: np.ndarray, sections: np.ndarray, points: np.ndarray) -> dict[str, float]:
@@ -725,7 +431,7 @@ def _silhouette_label(codes: np.ndarray, points: np.ndarray, max_spots: int) -> 
     chosen = _evenly(codes, max_spots)
     if not 2 <= len(np.unique(codes[chosen])) < len(chosen):
         return float("nan")
-    return float((_silhouettes(codes[chosen], points[chosen]).mean() + 1) / 2)
+    return float((silhouettes(codes[chosen], points[chosen]).mean() + 1) / 2)
 
 
 def _silhouette_batch(codes: np.ndarray, sections: np.ndarray, points: np.ndarray, max_spots: int) -> float:
@@ -734,20 +440,16 @@ def _silhouette_batch(codes: np.ndarray, sections: np.ndarray, points: np.ndarra
         own = np.flatnonzero(codes == label)
         if 2 <= len(np.unique(sections[own])) < len(own):
             own = own[_evenly(sections[own], max_spots)]
-            means.append(np.mean(1 - np.abs(_silhouettes(sections[own], points[own]))))
+            means.append(np.mean(1 - np.abs(silhouettes(sections[own], points[own]))))
     return float(np.mean(means)) if means else float("nan")
-
-
-def _silhouettes(codes: np.ndarray, points: np.ndarray) -> np.ndarray:
-    with sklearn.config_context(working_memory=64):  # MiB of distances in memory at a time
-        widths: np.ndarray = _sklearn.silhouette_samples(points, codes)
-    return widths
 
 
 def _lisi(
     labelings: list[np.ndarray], points: np.ndarray, n_neighbors: int, max_spots: int
 ) -> list[np.ndarray]:
     """LISI of evenly spaced spots, at most ``max_spots``, for each labeling: codes 0, 1, ... of all spots."""
+    check_number("n_neighbors", n_neighbors, 3, integer=True)
+    check_number("max_spots", max_spots, 2, integer=True)
     n = len(points)
     asking = _evenly(np.zeros(n, np.int64), max_spots)
     # Where more neighbors tie than are wanted, the search takes them in the order of the rows. A random order is
@@ -831,70 +533,8 @@ def _section_agreement(
     scores = {}
     for number, name in enumerate(names):
         own = sections == number
-        ari = _sklearn.adjusted_rand_score(truth[own], clusters[own]) if own.sum() >= 2 else np.nan
-        scores[str(name)] = float(ari)
+        scores[str(name)] = adjusted_rand_index(truth[own], clusters[own]) if own.sum() >= 2 else float("nan")
     return scores
-
-
-def _nmi(first: np.ndarray, second: np.ndarray) -> float:
-    return float(_sklearn.normalized_mutual_info_score(first, second))
-
-
-# --- validation -------------------------------------------------------------------------------
-
-
-def _codes(values: ArrayLike) -> np.ndarray:
-    """Codes 0, 1, ... of the distinct labels, -1 where missing (None, NaN, ""); (n,), int64."""
-    array: np.ndarray = np.asarray(values)
-    if array.ndim != 1:
-        raise InputError(f"Labels must be one-dimensional, one per spot; found shape {array.shape}.")
-    codes, levels = pd.factorize(array)
-    empty = np.flatnonzero([isinstance(level, str) and not level.strip() for level in levels])
-    return np.where(np.isin(codes, empty), -1, codes).astype(np.int64)
-
-
-def _codes_of_both(truth: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """The codes of the spots that have both labels."""
-    first, second = _codes(truth), _codes(labels)
-    if len(first) != len(second):
-        raise InputError(
-            f"truth and labels must describe the same spots; found {len(first)} and {len(second)}."
-        )
-    both = (first >= 0) & (second >= 0)
-    if both.sum() < 2:
-        raise InputError(
-            f"Agreement needs at least 2 spots with both labels; found {int(both.sum())} of {len(both)}. "
-            "Check that the annotation belongs to this section and has the same spot names."
-        )
-    return first[both], second[both]
-
-
-def _labeled(
-    labels: ArrayLike, coordinates: np.ndarray, keep_all: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and float64 coordinates of the labeled spots, or of all spots with ``keep_all``."""
-    codes = _codes(labels)
-    points = np.asarray(coordinates, dtype=np.float64)
-    if points.ndim != 2 or len(points) != len(codes) or points.shape[1] not in (2, 3):
-        raise InputError(
-            f"coordinates must have one row for each of the {len(codes)} labels and 2 or 3 columns; found "
-            f"shape {points.shape}."
-        )
-    if (codes >= 0).sum() < 2:
-        raise InputError(f"Continuity needs at least 2 labeled spots; found {int((codes >= 0).sum())}.")
-    if not np.isfinite(points[codes >= 0]).all():
-        raise InputError("coordinates must be finite; found NaN or infinite values. Remove those spots.")
-    return (codes, points) if keep_all else (codes[codes >= 0], points[codes >= 0])
-
-
-def _check_lisi(n_neighbors: int, max_spots: int) -> None:
-    check_number("n_neighbors", n_neighbors, 3, integer=True)
-    check_number("max_spots", max_spots, 2, integer=True)
-
-
-def _n_rows(embedding: np.ndarray) -> int:
-    shape = np.shape(embedding)
-    return shape[0] if shape else 0
 
 
 def _check_embedding(embedding: np.ndarray, n_spots: int) -> np.ndarray:
@@ -947,7 +587,7 @@ def _embedded(
     labels: ArrayLike, embedding: np.ndarray, section: ArrayLike | None = None
 ) -> tuple[np.ndarray, ...]:
     """Codes, points and, if given, sections of the labeled spots, sorted by the points."""
-    codes = _codes(labels)
+    codes = codes_of(labels)
     sections = None if section is None else _section_codes(section, len(codes))[0]
     points = _check_embedding(embedding, len(codes))
     if (codes >= 0).sum() < 2:
@@ -964,8 +604,8 @@ def _codes_and_sections(
     annotation: ArrayLike, domains: ArrayLike, section: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[Any]]:
     """Codes of the annotation, of the domains and of the sections, of the spots that have all; their names."""
-    _codes_of_both(annotation, domains)
-    first, second = _codes(annotation), _codes(domains)
+    codes_of_both(annotation, domains)
+    first, second = codes_of(annotation), codes_of(domains)
     sections, names = _section_codes(section, len(first))
     both = (first >= 0) & (second >= 0)
     return first[both], second[both], sections[both], names

@@ -1,0 +1,305 @@
+"""AnnData on disk: h5ad files, compressed or not, and zarr stores; with the counts wherever they are."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import keys
+from ..errors import AmilstWarning, InputError, MissingExtraError
+from .files import PathLike, examples, existing, existing_file, hdf5_has, reading
+from .h5ad import are_counts, is_h5ad
+from .hdf5 import open_hdf5
+from .matrix import to_csr, unique
+from .platform import Platform
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+RAW = "raw"
+"""``layer`` for ``AnnData.raw``, unless there is a layer of that name."""
+
+_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+def read_h5ad(path: PathLike, *, layer: str | None = None, backed: bool = False) -> AnnData:
+    """Read an ``.h5ad`` file, compressed with gzip or not.
+
+    Parameters
+    ----------
+    path
+        File written by ``AnnData.write_h5ad``. A compressed file is decompressed into the temporary folder.
+    layer
+        Where the raw counts are, if neither in ``layers["counts"]`` nor in ``X``: a name in ``layers``, or
+        "raw" for ``AnnData.raw``, whose genes then replace those of ``X``.
+    backed
+        Leave ``X`` on disk, to be read in blocks of rows.
+
+    Returns
+    -------
+    AnnData
+        As stored, with three exceptions. The layer chosen is ``layers["counts"]``; raw counts of other genes
+        than those of ``X`` are in ``X``. Counts (no negative and no fractional values) in ``X`` and
+        ``layers["counts"]`` are converted to canonical CSR, float32, from any matrix type. Names are made
+        unique. An ``X`` with other values, or on disk, is unchanged. ``obsm["spatial"]`` may be missing;
+        functions that need it raise `MissingKeyError`.
+
+    Warns
+    -----
+    AmilstWarning
+        Names of spots or genes repeat; or ``X`` does not hold counts while ``raw`` or a layer does.
+
+    Raises
+    ------
+    InputError
+        The file is missing, a folder, broken or not an AnnData, has no expression matrix or not that layer.
+    """
+    # not at the top: anndata takes half a second to import
+    import anndata
+
+    path = existing_file(path, "an h5ad file")
+    if backed and layer is not None:
+        raise InputError(f"layer={layer!r} and backed=True exclude each other: only X can be left on disk.")
+    if backed and _is_compressed(path):
+        raise InputError(
+            f"{path} is compressed and cannot be left on disk. Decompress it first: gunzip {path.name}"
+        )
+    with reading(path, "an h5ad file"), _decompressed(path) as plain:
+        with open_hdf5(plain, "an h5ad file", source=path) as file:
+            if not is_h5ad(file):
+                raise InputError(
+                    f"{path} is not an h5ad file: expected 'X', 'obs', 'var', found {examples(file, 8)}."
+                )
+        with _without_name_warnings():
+            adata = anndata.read_h5ad(plain, backed="r" if backed else None)
+        adata = prepare(adata, path, layer)
+    platform = H5AD_GZ if _is_compressed(path) else H5AD
+    # a file that was converted by `read` says more about its input than its own format does
+    return adata if keys.INPUT in adata.uns else platform.describe(adata, path)
+
+
+def read_zarr(path: PathLike, *, layer: str | None = None) -> AnnData:
+    """Read an AnnData from a zarr store, format 2 or 3.
+
+    Parameters
+    ----------
+    path
+        Folder written by ``AnnData.write_zarr``.
+    layer
+        See `read_h5ad`.
+
+    Returns
+    -------
+    AnnData
+        As `read_h5ad`.
+
+    Warns
+    -----
+    AmilstWarning
+        As `read_h5ad`.
+
+    Raises
+    ------
+    InputError
+        The folder is missing, incomplete or not an AnnData, has no expression matrix or not that layer.
+    MissingExtraError
+        zarr is not installed.
+    """
+    import anndata
+
+    path = existing(path)
+    if not is_anndata_zarr(path):
+        raise InputError(
+            f"{path} is not an AnnData in zarr format: expected a folder with 'X', 'obs' and 'var'. A SpatialData "
+            "store holds it in tables/NAME (read_spatialdata)."
+        )
+    with reading(path, "an AnnData in zarr format"):
+        _check_chunks(open_zarr(path), path)
+        with _without_name_warnings():
+            adata = anndata.read_zarr(str(path))
+        adata = prepare(adata, path, layer)
+    return adata if keys.INPUT in adata.uns else ANNDATA_ZARR.describe(adata, path)
+
+
+def prepare(adata: AnnData, path: Path, layer: str | None) -> AnnData:
+    """Put the counts where they belong, in canonical form, and make names unique; see `read_h5ad`.
+
+    Parameters
+    ----------
+    adata
+        As stored; changed in place where possible. ``X`` may be on disk.
+    path
+        Its file, for messages.
+    layer
+        See `read_h5ad`.
+
+    Raises
+    ------
+    InputError
+        There is no expression matrix, or not that layer.
+    """
+    if layer is not None:
+        adata = _with_layer(adata, path, layer)
+    counts = adata.layers.get(keys.COUNTS)
+    if adata.X is None and counts is None:
+        places = _places(adata)
+        raise InputError(
+            f"{path} has no expression matrix: expected counts in X or layers[{keys.COUNTS!r}], found no X, and "
+            f"{examples(places)}. " + (f"Choose one with layer={places[0]!r} (--layer)." if places else "")
+        )
+    if counts is not None and are_counts(counts):
+        adata.layers[keys.COUNTS] = to_csr(counts)
+    if adata.X is not None and not adata.isbacked:
+        if are_counts(adata.X):
+            adata.X = to_csr(adata.X)
+        elif counts is None:
+            _say_where_counts_are(adata, path)
+    adata.obs_names = unique(adata.obs_names, "spot names", path)
+    adata.var_names = unique(adata.var_names, "gene names", path)
+    return adata
+
+
+def is_anndata_zarr(path: Path) -> bool:
+    """Whether ``path`` is the folder of an AnnData in zarr format, 2 or 3."""
+    return is_zarr_group(path) and is_zarr_group(path / "obs") and is_zarr_group(path / "var")
+
+
+def is_zarr_group(path: Path) -> bool:
+    """Whether ``path`` is the folder of a zarr group, format 2 or 3."""
+    try:
+        return any((path / name).is_file() for name in (".zgroup", "zarr.json"))
+    except OSError:
+        return False
+
+
+def open_zarr(path: Path, mode: str = "r") -> Any:
+    """The zarr group in a folder, format 2 or 3.
+
+    Raises
+    ------
+    MissingExtraError
+        zarr is not installed.
+    """
+    try:
+        import zarr
+    except ImportError as error:
+        raise MissingExtraError.for_package("zarr", "all", f"reading {path}") from error
+    return zarr.open_group(str(path), mode=mode)
+
+
+def _places(adata: AnnData) -> list[str]:
+    """Values of ``layer`` that are possible."""
+    return [*adata.layers, *([RAW] if adata.raw is not None and RAW not in adata.layers else [])]
+
+
+def _with_layer(adata: AnnData, path: Path, layer: str) -> AnnData:
+    if layer in adata.layers:
+        adata.layers[keys.COUNTS] = adata.layers.pop(layer)
+        return adata
+    if layer != RAW or adata.raw is None:
+        raise InputError(f"{path} has no layer {layer!r}; it has {examples(_places(adata), 12)}.")
+    raw = adata.raw
+    if raw.var_names.equals(adata.var_names):
+        adata.layers[keys.COUNTS] = raw.X
+        return adata
+    whole = raw.to_adata()  # with obs, obsm, obsp and uns
+    del adata.raw
+    return whole
+
+
+def _say_where_counts_are(adata: AnnData, path: Path) -> None:
+    """Warn if ``X`` does not hold counts while something else does."""
+    for place in _places(adata):
+        in_layers = place in adata.layers
+        if are_counts(adata.layers[place] if in_layers else adata.raw.X):
+            name = f"layers[{place!r}]" if in_layers else RAW
+            warnings.warn(
+                f"{path}: X does not hold counts (it has fractional or negative values), but {name} does. Use them "
+                f"with layer={place!r} (--layer {place}).",
+                AmilstWarning,
+                stacklevel=4,
+            )
+            return
+
+
+def _check_chunks(group: Any, path: Path) -> None:
+    """Refuse a sparse ``X`` that lacks chunks: zarr would fill the gaps with zeros and say nothing."""
+    if "X" not in group or hasattr(group["X"], "shape"):
+        return
+    for name in ("data", "indices"):
+        array = group["X"][name]
+        if array.nchunks_initialized < array.nchunks:
+            raise InputError(
+                f"{path} is incomplete: {array.nchunks - array.nchunks_initialized} of {array.nchunks} chunks of "
+                f"X/{name} are missing. Copy or download it again."
+            )
+
+
+def _is_compressed(path: Path) -> bool:
+    """Whether a file is HDF5 inside gzip; never raises."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as handle:
+            if handle.read(2) != b"\x1f\x8b":
+                return False
+        with gzip.open(path) as content:
+            return content.read(len(_HDF5_SIGNATURE)) == _HDF5_SIGNATURE
+    except (OSError, EOFError):
+        return False
+
+
+@contextmanager
+def _decompressed(path: Path) -> Iterator[Path]:
+    """``path``, or a decompressed copy that is removed afterwards; HDF5 needs random access."""
+    if not _is_compressed(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="amilst-") as folder:
+        plain = Path(folder) / path.name.removesuffix(".gz")
+        with gzip.open(path) as content, plain.open("wb") as copy:
+            shutil.copyfileobj(content, copy, 2**20)
+        yield plain
+
+
+@contextmanager
+def _without_name_warnings() -> Iterator[None]:
+    """`unique` warns of repeated names, and says what was done."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* names are not unique", category=UserWarning)
+        yield
+
+
+H5AD = Platform(
+    name="h5ad",
+    title="AnnData",
+    files=(
+        '`.h5ad` with raw counts in `layers["counts"]`, `X` or elsewhere (`--layer NAME`, `--layer raw`), and '
+        'coordinates in `obsm["spatial"]`'
+    ),
+    read=read_h5ad,
+    recognizes=lambda path: hdf5_has(path, is_h5ad),
+    options=("layer", "backed"),
+)
+H5AD_GZ = Platform(
+    name="h5ad_gz",
+    title="AnnData (gzip)",
+    files="`.h5ad.gz`, as `.h5ad`",
+    read=read_h5ad,
+    recognizes=_is_compressed,
+    options=("layer",),
+)
+ANNDATA_ZARR = Platform(
+    name="anndata_zarr",
+    title="AnnData (zarr)",
+    files="folder written by `AnnData.write_zarr`, zarr format 2 or 3, as `.h5ad`",
+    read=read_zarr,
+    recognizes=is_anndata_zarr,
+    options=("layer",),
+)

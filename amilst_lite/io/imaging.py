@@ -1,0 +1,379 @@
+"""MERSCOPE, CosMx and seqFISH: text tables of counts and of cells."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from .. import keys
+from ..errors import InputError
+from .coordinates import SpotTable
+from .files import PathLike, TextTable, examples, existing, find_one, holds, listing
+from .matrix import assemble, kinds_of, to_csr
+from .platform import Platform
+from .tables import join_cells, read_numbers
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+_log = logging.getLogger("amilst_lite")
+
+
+def _endings(*stems: str) -> tuple[str, ...]:
+    return tuple(f"{stem}.csv{ending}" for stem in stems for ending in ("", ".gz"))
+
+
+# --- MERSCOPE ---------------------------------------------------------------------------------
+
+_MERSCOPE = (_endings("cell_by_gene"), _endings("cell_metadata"))
+
+
+def read_merscope(path: PathLike, *, vpt_outputs: PathLike | None = None) -> AnnData:
+    """Read the cells of a MERSCOPE (MERFISH) section.
+
+    Parameters
+    ----------
+    path
+        Folder with ``cell_by_gene.csv`` and ``cell_metadata.csv``, or the first of them. Prefixes and ``.gz``
+        are accepted.
+    vpt_outputs
+        Folder in which the two files of the Vizgen Postprocessing Tool lie, to use its segmentation.
+
+    Returns
+    -------
+    AnnData
+        n cells × d genes. ``X``: transcript counts, CSR, float32. ``obsm["spatial"]``: ``center_x`` and
+        ``center_y``, (n, 2), float64, µm. ``obs``: the other columns of the cell table. Blank barcodes are
+        left out and counted in ``uns["amilst_input"]``.
+
+    Warns
+    -----
+    AmilstWarning
+        Cells without a position or without counts, or names that repeat.
+
+    Raises
+    ------
+    InputError
+        A file is missing or broken, or the two belong to different sections.
+
+    References
+    ----------
+    Vizgen, "MERSCOPE Instrument User Guide", output files; argument names as in spatialdata-io.
+    """
+    path = existing(path)
+    folder = path if vpt_outputs is None else existing(vpt_outputs)
+    counts, metadata = _find(folder, MERSCOPE, *_MERSCOPE)
+    table = SpotTable.read_known(metadata, [0], ["center_x", "center_y"], "MERSCOPE's cell_metadata")
+    adata, left_out = _read_cells(counts, table, {"blank barcodes": r"^blank[-_ ]?\d"}, n_names=1)
+    return MERSCOPE.describe(adata, path, left_out=left_out)
+
+
+# --- CosMx ------------------------------------------------------------------------------------
+
+_COSMX = (_endings("exprMat_file"), _endings("metadata_file"))
+_COSMX_NAMES = ["cell_ID", "fov"]
+_COSMX_CONTROLS = {
+    "negative probes": r"^(?:NegPrb|NegProbe|NegControlProbe|Negative\d)",
+    "system controls": r"^SystemControl",
+    "false codes": r"^(?:FalseCode|NegControlCodeword)",
+}
+
+
+def read_cosmx(path: PathLike, dataset_id: str | None = None) -> AnnData:
+    """Read the cells of a CosMx section.
+
+    Parameters
+    ----------
+    path
+        Folder with ``*_exprMat_file.csv`` and ``*_metadata_file.csv``, or the first of them; ``.gz`` is accepted.
+    dataset_id
+        What precedes ``_exprMat_file.csv``, if the folder holds several sections.
+
+    Returns
+    -------
+    AnnData
+        n cells × d genes, named ``"{cell_ID}_{fov}"``. ``X``: transcript counts, CSR, float32.
+        ``obsm["spatial"]``: ``CenterX_global_px`` and ``CenterY_global_px``, (n, 2), float64, pixels of the
+        section. ``obs``: the other columns of the cell table, among them ``fov``, the field of view. Negative
+        probes, system controls and counts outside cells (``cell_ID`` 0) are left out and counted in
+        ``uns["amilst_input"]``.
+
+    Warns
+    -----
+    AmilstWarning
+        Cells without a position or without counts, or names that repeat.
+
+    Raises
+    ------
+    InputError
+        A file is missing or broken, the two belong to different sections, or there are only coordinates
+        within fields of view.
+
+    References
+    ----------
+    NanoString, "CosMx SMI flat files"; argument names as in spatialdata-io.
+    """
+    path = existing(path)
+    groups = _COSMX
+    if dataset_id is not None:
+        groups = tuple(tuple(f"{dataset_id}_{name}" for name in group) for group in _COSMX)  # type: ignore[assignment]
+    counts, metadata = _find(path, COSMX, *groups)
+    axes = ["CenterX_global_px", "CenterY_global_px"]
+    table = SpotTable.read_known(metadata, _COSMX_NAMES, axes, "CosMx's metadata with global coordinates")
+    adata, left_out = _read_cells(counts, table, _COSMX_CONTROLS, names=_COSMX_NAMES, outside="0")
+    return COSMX.describe(adata, path, left_out=left_out)
+
+
+# --- seqFISH ----------------------------------------------------------------------------------
+
+_GENEPS = re.compile(r"(.*_|)(?:CxG|CellxGene)(.*)\.csv(?:\.gz)?", re.IGNORECASE)
+_CENTROIDS = _endings("cellcentroids")
+_FIELD, _CELL = "Field of View", "Cell ID"
+
+
+def read_seqfish(path: PathLike) -> AnnData:
+    """Read the cells of a seqFISH or seqFISH+ section.
+
+    Parameters
+    ----------
+    path
+        Folder with
+
+        - ``*_CxG_section1.csv`` (or ``CellxGene``) and ``*_CellCoordinates_section1.csv`` of Spatial Genomics, or
+        - ``*_counts.csv`` and ``*_cellcentroids.csv`` of seqFISH+, whose rows are the same cells in the same
+          order;
+
+        or the table of counts, if the folder holds several sections.
+
+    Returns
+    -------
+    AnnData
+        n cells × d genes. ``X``: transcript counts, CSR, float32. ``obsm["spatial"]``: cell centroids, (n, 2),
+        float64, pixels. ``obs``: the other columns of the cell table; for seqFISH+ ``fov``, the field of view.
+
+    Warns
+    -----
+    AmilstWarning
+        Cells without a position or without counts, or names that repeat.
+
+    Raises
+    ------
+    InputError
+        A file is missing or broken, or the two belong to different sections.
+
+    Notes
+    -----
+    The centroids of seqFISH+ are pixels within their field of view. Where fields overlap for that reason, they are
+    laid out in a row, in order, with a gap as wide as a field, so that cells of different fields are not neighbors
+    by mistake; ``uns["amilst_input"]["fields"]`` says so. If the fields' true places are known, give them with
+    ``coordinates=``.
+
+    References
+    ----------
+    Eng et al. (2019), Nature 568:235, source data; Spatial Genomics, "seqFISH data".
+    """
+    path = existing(path)
+    counts, cells = _find_seqfish(path)
+    if not cells.name.endswith(_CENTROIDS):
+        table = SpotTable.read_known(cells, [0], ["center_x", "center_y"], "seqFISH's CellCoordinates")
+        adata, left_out = _read_cells(counts, table, {}, n_names=1)
+        return SEQFISH.describe(adata, path, left_out=left_out)
+    table = SpotTable.read_known(cells, [_CELL, _FIELD], ["X", "Y"], "seqFISH+'s cell centroids")
+    adata, left_out = _read_cells(counts, table, {}, names=[_CELL, _FIELD], by_order=True)
+    adata.obs = adata.obs.rename(columns={_FIELD: "fov", _CELL: "cell_ID"})
+    details = {}
+    if _lay_out(adata):
+        details["fields"] = "laid out in a row; their true places are not in the files"
+        _log.info(
+            "%s: the coordinates are within fields of view, which overlap; the fields were laid out in a row. "
+            "They can be analyzed as sections with sample_key='fov' (--sample-key fov).",
+            path,
+        )
+    return SEQFISH.describe(adata, path, left_out=left_out, **details)
+
+
+def _lay_out(adata: AnnData) -> bool:
+    """Move the fields of view apart if their extents overlap; whether it was necessary."""
+    points, fields = adata.obsm[keys.SPATIAL], adata.obs["fov"]
+    codes, names = pd.factorize(fields, sort=True)
+    low = np.array([np.nanmin(points[codes == i], axis=0) for i in range(len(names))])
+    high = np.array([np.nanmax(points[codes == i], axis=0) for i in range(len(names))])
+    meet = ((low[:, None] <= high) & (low <= high[:, None])).all(axis=2)
+    if meet.sum() == len(names):  # each with itself
+        return False
+    step = 2 * (high - low)[:, 0].max()
+    # the same corner for all fields, as their coordinates have the same origin
+    adata.obsm[keys.SPATIAL] = points + np.column_stack([codes * step, np.zeros(len(codes))])
+    return True
+
+
+def _find_seqfish(path: Path) -> tuple[Path, Path]:
+    """The tables of counts and of cells."""
+    folder = path if path.is_dir() else path.parent
+    pairs = []
+    for entry in [path] if path.is_file() else sorted(folder.iterdir()):
+        partner = _seqfish_cells(entry)
+        if partner is not None:
+            pairs.append((entry, partner))
+    if len(pairs) == 1:
+        return pairs[0]
+    if not pairs:
+        raise _missing(SEQFISH, folder)
+    raise InputError(
+        f"{folder} contains {len(pairs)} sections of seqFISH; expected one. Give one of the tables of counts: "
+        f"{examples((counts.name for counts, _ in pairs), 8)}."
+    )
+
+
+def _seqfish_cells(counts: Path) -> Path | None:
+    """The table of cells that belongs to a table of counts, or None."""
+    found = _GENEPS.fullmatch(counts.name)
+    if found:
+        name = f"{found[1]}CellCoordinates{found[2]}"
+    elif counts.name.removesuffix(".gz").endswith("counts.csv"):
+        name = counts.name.removesuffix(".gz").removesuffix("counts.csv") + "cellcentroids"
+    else:
+        return None
+    return next((counts.with_name(one) for one in _endings(name) if counts.with_name(one).is_file()), None)
+
+
+# --- common -----------------------------------------------------------------------------------
+
+
+def _missing(platform: Platform, folder: Path) -> InputError:
+    return InputError(
+        f"{folder} is no folder of {platform.title}: expected {platform.files}; found {listing(folder)}. "
+        "Give the folder that holds both."
+    )
+
+
+def _find(path: Path, platform: Platform, counts: Sequence[str], cells: Sequence[str]) -> tuple[Path, Path]:
+    """The tables of counts and of cells in a folder, or a table of counts and the cells beside it."""
+    folder = path if path.is_dir() else path.parent
+    found = find_one(folder, counts) if path.is_dir() else path
+    if found is None:
+        raise _missing(platform, folder)
+    # of the same section, if the names have prefixes
+    prefix = next((found.name.removesuffix(name) for name in counts if found.name.endswith(name)), "")
+    partner = find_one(folder, [prefix + name for name in cells])
+    if partner is None:
+        raise _missing(platform, folder)
+    return found, partner
+
+
+def _read_cells(
+    counts: Path,
+    table: SpotTable,
+    controls: Mapping[str, str],
+    *,
+    n_names: int = 0,
+    names: Sequence[str] = (),
+    outside: str | None = None,
+    by_order: bool = False,
+) -> tuple[AnnData, dict[str, int]]:
+    """Counts of cells × genes with the columns of the table of cells.
+
+    Parameters
+    ----------
+    counts
+        Text table.
+    table
+        With known names and coordinates.
+    controls
+        See `matrix.leave_out`.
+    n_names
+        Number of columns, at the left, with names; where ``names`` is empty.
+    names
+        The columns of ``counts`` that make up the name of a cell, wherever they are among the first.
+    outside
+        Value of the first of ``names`` for counts outside cells.
+    by_order
+        The rows of both tables are the same cells if ``counts`` has no such columns.
+
+    Returns
+    -------
+    tuple of (AnnData, dict)
+        The cells, and what was left out.
+    """
+    table.coordinates()  # report errors in a small file before reading a large one
+    text = TextTable.sniff(counts)
+    if names:
+        wanted = [text.first.index(name) for name in names if name in text.first]
+        by_order = by_order and len(wanted) < len(names)
+        n_names = int(text.first[0] == "") if by_order else max(wanted, default=-1) + 1
+        if len(wanted) < len(names) and not by_order:
+            raise InputError(
+                f"{counts} has no column {examples(set(names) - set(text.first))}: expected a header with "
+                f"{', '.join(names)} and the genes; found {examples(text.first, 6)}."
+            )
+    header = pd.Index(text.first[n_names:], dtype=object)
+    kinds = kinds_of(header, controls)
+    genes = kinds.isna().to_numpy()
+    if not genes.any():
+        raise InputError(
+            f"{counts} has no genes: all {len(header)} columns are controls, e.g. {examples(header)}."
+        )
+    left_out = {str(kind): int(count) for kind, count in kinds.value_counts().items()}
+    fields, matrix = read_numbers(text, n_names=n_names, kept=genes)
+    if by_order:
+        if table.identifier is None or len(fields) != len(table.identifier):
+            raise InputError(
+                f"{counts} has {len(fields)} cells, but {table.path} has {len(table.frame)}; expected the same "
+                "cells in the same order. Download both again."
+            )
+        cells = table.identifier
+    else:
+        columns = [fields[:, i] for i in (wanted if names else range(n_names))]
+        cells = pd.Index(["_".join(parts) for parts in zip(*columns, strict=True)], dtype=object)
+        if outside is not None:
+            inside = columns[0] != outside
+            left_out["rows of counts outside cells"] = int((~inside).sum())
+            cells, matrix = cells[inside], matrix[inside]
+    obs, var = pd.DataFrame(index=cells), pd.DataFrame(index=header[genes])
+    return join_cells(assemble(to_csr(matrix), obs, var, counts), table, counts), left_out
+
+
+def _recognizes(path: Path, counts: Sequence[str], cells: Sequence[str]) -> bool:
+    if path.is_dir():
+        return holds(path, counts, cells)
+    return path.name.endswith(tuple(counts)) and holds(path.parent, cells)
+
+
+def _recognizes_seqfish(path: Path) -> bool:
+    try:
+        entries = list(path.iterdir()) if path.is_dir() else [path]
+    except OSError:
+        return False
+    return any(_seqfish_cells(entry) is not None for entry in entries)
+
+
+MERSCOPE = Platform(
+    name="merscope",
+    title="MERSCOPE (MERFISH)",
+    files="`cell_by_gene.csv` and `cell_metadata.csv`",
+    read=read_merscope,
+    recognizes=lambda path: _recognizes(path, *_MERSCOPE),
+    unit="micrometer",
+)
+COSMX = Platform(
+    name="cosmx",
+    title="CosMx",
+    files="`*_exprMat_file.csv` and `*_metadata_file.csv`, `.gz` or not",
+    read=read_cosmx,
+    recognizes=lambda path: _recognizes(path, *_COSMX),
+    unit="pixel",
+)
+SEQFISH = Platform(
+    name="seqfish",
+    title="seqFISH, seqFISH+",
+    files="`*_CxG_*.csv` and `*_CellCoordinates_*.csv`, or `*_counts.csv` and `*_cellcentroids.csv`",
+    read=read_seqfish,
+    recognizes=_recognizes_seqfish,
+    unit="pixel",
+)

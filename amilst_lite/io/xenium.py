@@ -1,0 +1,142 @@
+"""Xenium: the output folder of Xenium Onboard Analysis and Xenium Ranger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from ..errors import InputError, MissingExtraError
+from .coordinates import SpotTable
+from .files import PathLike, examples, existing, find_one, holds, listing, reading
+from .matrix import assemble, leave_out, to_csr
+from .platform import Platform
+from .tables import join_cells
+from .tenx import GENE_EXPRESSION, read_10x_h5, read_10x_mtx
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+_COUNTS = (
+    "cell_feature_matrix.h5",
+    "cell_feature_matrix",
+    "cell_feature_matrix.zarr.zip",
+    "cell_feature_matrix.zarr",
+)
+# as text before parquet, which needs a package
+_CELLS = ("cells.csv.gz", "cells.csv", "cells.parquet")
+
+# the panels of the first releases list their controls as genes
+_CONTROLS = {
+    "control probes": r"^(?:NegControlProbe|antisense)_",
+    "control codewords": r"^NegControlCodeword_",
+    "unassigned codewords": r"^(?:UnassignedCodeword|DeprecatedCodeword|BLANK)_",
+}
+
+
+def read_xenium(path: PathLike) -> AnnData:
+    """Read the cells of a Xenium section.
+
+    Parameters
+    ----------
+    path
+        Output folder with ``cell_feature_matrix.h5`` (or the folder of that name, or ``.zarr.zip``) and
+        ``cells.csv.gz`` (or ``cells.parquet``); or the matrix in it, to choose one. A prefix of the file
+        names is accepted, as in public archives.
+
+    Returns
+    -------
+    AnnData
+        n cells × d genes. ``X``: transcript counts, CSR, float32. ``obsm["spatial"]``: cell centroids, (n, 2),
+        float64, µm. ``obs``: the other columns of the cell table. Features other than genes (control probes,
+        control codewords, unassigned codewords, ...) are left out and counted in ``uns["amilst_input"]``.
+
+    Warns
+    -----
+    AmilstWarning
+        Cells without a position or without counts, or names that repeat.
+
+    Raises
+    ------
+    InputError
+        A file is missing or broken, or the two belong to different sections.
+    MissingExtraError
+        There is only a parquet table, and pyarrow is not installed.
+
+    References
+    ----------
+    10x Genomics, "Understanding Xenium Outputs", Xenium Onboard Analysis documentation.
+    """
+    path = existing(path)
+    is_matrix = path.name.endswith(_COUNTS) and not _is_folder(path)
+    folder = path.parent if is_matrix else path
+    counts, cells = path if is_matrix else find_one(folder, _COUNTS), find_one(folder, _CELLS)
+    if counts is None or cells is None:
+        what = "counts: expected cell_feature_matrix.h5" if counts is None else "cells: expected cells.csv.gz"
+        raise InputError(
+            f"{folder} has no {what} (or one of {examples(_COUNTS if counts is None else _CELLS, 4)}) as written "
+            f"by Xenium; found {listing(folder)}. Give the folder that holds both."
+        )
+    table = SpotTable.read_known(cells, ["cell_id"], ["x_centroid", "y_centroid"], "Xenium's table of cells")
+    table.coordinates()  # report errors in a small file before reading a large one
+    if ".zarr" in counts.name:
+        adata = _read_zarr(counts)
+    elif counts.is_dir():
+        adata = read_10x_mtx(counts, gene_expression_only=False)
+    else:
+        adata = read_10x_h5(counts, gene_expression_only=False)
+    types = adata.var["feature_types"].astype(str)
+    adata, controls = leave_out(adata, counts, _CONTROLS, types.where(types != GENE_EXPRESSION))
+    return XENIUM.describe(join_cells(adata, table, counts), path, left_out=controls)
+
+
+def _is_folder(path: Path) -> bool:
+    return holds(path, _COUNTS, _CELLS)
+
+
+def _recognizes(path: Path) -> bool:
+    return _is_folder(path) or (path.name.endswith(_COUNTS) and holds(path.parent, _COUNTS, _CELLS))
+
+
+def _read_zarr(path: Path) -> AnnData:
+    """The matrix of a zarr store: features × cells as CSR, and the two numbers of each cell's name."""
+    try:
+        import zarr
+    except ImportError as error:
+        raise MissingExtraError.for_package("zarr", "all", f"reading {path}") from error
+    with reading(path, "Xenium's zarr matrix"):
+        store = zarr.storage.ZipStore(str(path), mode="r") if path.suffix == ".zip" else str(path)
+        group: Any = zarr.open(store, mode="r")["cell_features"]
+        arrays = tuple(np.asarray(group[name][:]) for name in ("data", "indices", "indptr"))
+        names, ids, types = (list(group.attrs[f"feature_{name}"]) for name in ("keys", "ids", "types"))
+        cells = pd.Index(cell_names(np.asarray(group["cell_id"][:])))
+        if len(arrays[2]) != len(names) + 1:
+            raise InputError(
+                f"{path}: expected a matrix of {len(names)} features × cells; found {len(arrays[2]) - 1} rows. "
+                "Use cell_feature_matrix.h5 of the same section."
+            )
+        counts = to_csr(sparse.csr_matrix(arrays, shape=(len(names), len(cells))).T)
+    # the names of the types are those of the HDF5 file in lower case: gene, negative_control_probe, ...
+    words = pd.Series(types).astype(str).str.replace("_", " ")
+    var = pd.DataFrame({"gene_ids": ids}, index=pd.Index(names))
+    var["feature_types"] = words.where(~words.isin(["gene", "gene expression"]), GENE_EXPRESSION).to_numpy()
+    return assemble(counts, pd.DataFrame(index=cells), var, path)
+
+
+def cell_names(numbers: np.ndarray) -> list[str]:
+    """Names such as ``"aaaabcde-1"`` of cells (n, 2): 32 bits in hexadecimal digits a to p, and the section."""
+    digits = str.maketrans("0123456789abcdef", "abcdefghijklmnop")
+    return [f"{first:08x}".translate(digits) + f"-{second}" for first, second in numbers.tolist()]
+
+
+XENIUM = Platform(
+    name="xenium",
+    title="Xenium",
+    files="output folder: `cell_feature_matrix.h5`, folder or `.zarr.zip`, and `cells.csv.gz` or `.parquet`",
+    read=read_xenium,
+    recognizes=_recognizes,
+    unit="micrometer",
+)
