@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         read_visium_hd,
         read_xenium,
         read_zarr,
+        write_labels,
     )
     from .pipeline import apply_model, identify_domains, score, simulate_section
     from .preprocess import PCA
@@ -97,6 +98,7 @@ _HOMES = {
     "read_zarr": "io",
     "score": "pipeline",
     "simulate_section": "pipeline",
+    "write_labels": "io",
     "write_results": "results",
 }
 _SUBPACKAGES = ("analysis", "io", "plot")
@@ -144,6 +146,7 @@ __all__ = [
     "read_zarr",
     "score",
     "simulate_section",
+    "write_labels",
     "write_results",
 ]
 

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import time
 import warnings
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -23,6 +23,7 @@ import torch
 from scipy import sparse
 
 from . import keys, metrics, plot
+from .analysis.slots import coordinates_of, counts_of
 from .config import Config
 from .errors import AmilstWarning, InputError, MissingKeyError
 from .estimator import AMILST, validate
@@ -44,6 +45,7 @@ __all__ = [
     "identify_domains",
     "record_of",
     "recorded_warnings",
+    "repeat_run",
     "score",
     "simulate_section",
 ]
@@ -326,6 +328,47 @@ def apply_model(
     _write(adata, names, fitted.config, result, record, None if fitted.preparation is None else features)
 
 
+def repeat_run(adata: ad.AnnData, key_added: str = keys.DEFAULT_KEY) -> Callable[[ad.AnnData], AMILST]:
+    """A function that runs `identify_domains` on another AnnData as it was run on this one.
+
+    Parameters
+    ----------
+    adata : AnnData
+        After `identify_domains`.
+    key_added : str
+        As in that run.
+
+    Returns
+    -------
+    callable
+        For example the argument ``identify`` of `amilst_lite.analysis.marker_genes`.
+
+    Raises
+    ------
+    MissingKeyError
+        There is no such run, or it used a matrix of ``obsm`` instead of counts.
+    """
+    record = record_of(adata, key_added)
+    if record is None or "use_rep" in record or "model" in record:
+        raise MissingKeyError(
+            f"adata has no run of identify_domains on counts under key_added={key_added!r} that could be repeated. "
+            "Run it first."
+        )
+    settings: dict[str, Any] = {
+        name: None if isinstance(value, str) and value == "none" and name != "batch_correction" else value
+        for part in record["config"].values()
+        for name, value in part.items()
+    }
+
+    def identify(other: ad.AnnData) -> AMILST:
+        return identify_domains(
+            other, int(record["n_domains"]), seed=int(record["seed"]), preset=str(record["preset"]),
+            key_added=key_added, sample_key=record.get("sample_key"), **settings,
+        )  # fmt: skip
+
+    return identify
+
+
 def estimate_run(
     adata: ad.AnnData,
     n_domains: int | None = None,
@@ -505,47 +548,6 @@ def _share_is_open(config: Config) -> bool:
 # --- reading from AnnData -------------------------------------------------------------------
 
 
-def coordinates_of(adata: ad.AnnData) -> np.ndarray:
-    """``obsm["spatial"]`` as a float64 array, (N, 2) or (N, 3).
-
-    Raises
-    ------
-    MissingKeyError
-        There is none.
-    InputError
-        Another shape, or not numeric.
-    """
-    if keys.SPATIAL not in adata.obsm:
-        raise MissingKeyError(
-            f'no coordinates: expected obsm["{keys.SPATIAL}"] (spots × 2 or 3); obsm has {_names(adata.obsm)}. '
-            "Add them, or read the file with a table of coordinates (on the command line: --coordinates)."
-        )
-    try:
-        coordinates = np.asarray(adata.obsm[keys.SPATIAL], dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f'obsm["{keys.SPATIAL}"] must be a numeric array: {error}') from error
-    if coordinates.ndim != 2 or coordinates.shape[1] not in (2, 3):
-        raise InputError(f'obsm["{keys.SPATIAL}"] must have 2 or 3 columns; found shape {coordinates.shape}.')
-    return coordinates
-
-
-def counts_of(adata: ad.AnnData) -> Any:
-    """``layers["counts"]`` if present, otherwise ``X``; not a copy.
-
-    Raises
-    ------
-    MissingKeyError
-        Neither is present.
-    """
-    if keys.COUNTS in adata.layers:
-        return adata.layers[keys.COUNTS]
-    if adata.X is None:
-        raise MissingKeyError(
-            f'no counts: expected raw counts in layers["{keys.COUNTS}"] or X, found neither.'
-        )
-    return adata.X
-
-
 def record_of(adata: ad.AnnData, key_added: str = keys.DEFAULT_KEY) -> dict[str, Any] | None:
     """``uns[key_added]`` if `identify_domains` wrote it, otherwise None."""
     record = adata.uns.get(key_added)
@@ -686,10 +688,12 @@ def _write(
     }
     if components is not None:
         results["obsm"][names.pca] = components
-    for place, slots in names.slots.items():
-        for name in slots:
-            if name in getattr(adata, place):
-                del getattr(adata, place)[name]
+    # analyses of earlier domains are no longer true
+    for slots in (names.slots, names.analysis_slots):
+        for place, group in slots.items():
+            for name in group:
+                if name in getattr(adata, place):
+                    del getattr(adata, place)[name]
     for place, values in results.items():
         for name, value in values.items():
             getattr(adata, place)[name] = value

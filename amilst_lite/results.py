@@ -16,19 +16,25 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from . import keys, plot
+from . import analysis, keys, plot
 from .errors import AmilstWarning, InputError, MissingKeyError
 from .estimator import AMILST
-from .pipeline import record_of, recorded_warnings, score
+from .pipeline import counts_of, record_of, recorded_warnings, score
 from .preprocess import is_on_disk
+from .report import write_report
 
-__all__ = ["to_json", "write_results"]
+__all__ = ["to_json", "write_figures", "write_results"]
 
 logger = logging.getLogger("amilst_lite")
 
+_MOST_SPOTS = 200_000
+"""Above, analyses that take minutes or hold the counts in memory are left to `amilst analyze`."""
+_MOST_MARKERS = 100
+"""Genes of each domain in the table of marker genes."""
+_FIGURES = ("domains", "composition", "losses", "selection", "shrinkage", "umap")
 _FILES = (
-    "result.h5ad", "domains.csv", "model.h5", "run.json", "domains.png", "composition.png", "losses.png",
-    "selection.png", "umap.png",
+    "result.h5ad", "domains.csv", "report.html", "model.h5", "run.json",
+    *(f"{name}.csv" for name in analysis.CHEAP), *(f"{name}.png" for name in _FIGURES),
 )  # fmt: skip
 
 
@@ -42,21 +48,24 @@ def write_results(
     umap: bool = False,
     key_added: str = keys.DEFAULT_KEY,
     earlier_warnings: Sequence[str] = (),
+    command: str | None = None,
 ) -> dict[str, Any]:
     """Write the results of a run into a folder.
 
     Files of an earlier run in the folder are replaced; other files are kept. ``result.h5ad``,
-    ``domains.csv`` and ``run.json`` are written before the figures. What fails after that, for whatever
-    reason, is left out with a warning.
+    ``domains.csv`` and ``run.json`` are written before the figures and the report. What fails, for whatever
+    reason, is left out with a warning. The analyses that take seconds (`amilst_lite.analysis.CHEAP`) are run and
+    written into ``adata`` and as tables.
 
     Parameters
     ----------
     adata : AnnData
         After `identify_domains` or `apply_model`.
     folder : path-like
-        Folder for ``result.h5ad``, ``domains.csv``, ``run.json``, ``domains.png`` and ``losses.png``,
-        ``model.h5`` if the model is given, ``composition.png`` if there are several sections, and
-        ``selection.png`` if the number of domains was chosen. Created if missing.
+        Folder for ``result.h5ad``, ``domains.csv``, ``report.html``, ``run.json``, the tables of the analyses
+        (``markers.csv``, ...), ``domains.png`` and ``losses.png``, ``model.h5`` if the model is given,
+        ``composition.png`` if there are several sections, and ``selection.png`` if the number of domains was
+        chosen. Created if missing.
     model : AMILST, optional
         What `identify_domains` has returned.
     source : str or sequence of str
@@ -69,6 +78,8 @@ def write_results(
         As in `identify_domains`.
     earlier_warnings : sequence of str
         Warnings issued before `identify_domains`, for example by the reader, for the record.
+    command : str, optional
+        The command that repeats the run, for the record.
 
     Returns
     -------
@@ -94,6 +105,7 @@ def write_results(
     started = time.perf_counter()
     summary: dict[str, Any] = {
         "input": source,
+        "command": command,
         "n_spots": adata.n_obs,
         "n_genes": adata.n_vars,
         "n_domains": record["n_domains"],
@@ -112,7 +124,7 @@ def write_results(
     }
     left_out: list[str] = []
 
-    def attempt(name: str, action: Callable[[], None]) -> None:
+    def attempt(name: str, action: Callable[[], Any]) -> None:
         try:
             action()
         except Exception as error:  # whatever the reason, the rest of the results is kept
@@ -140,24 +152,89 @@ def write_results(
             for name, column in (("domain", names.domain), ("refined", names.refined))
         }
 
+    tables: dict[str, pd.DataFrame] = {}
+
+    too_large = is_on_disk(counts_of(adata)) or adata.n_obs > _MOST_SPOTS
+
+    def analyze(name: str) -> None:
+        if too_large and name in ("markers", "shapes"):
+            left_out.append(f"{name}.csv: the section is large; amilst analyze makes it")
+            return
+        options = {"n_genes": _MOST_MARKERS} if name == "markers" else {}
+        tables.update(analysis.run(adata, [name], key_added=key_added, **options))
+        tables[name].to_csv(folder / f"{name}.csv")
+
     with recorded_warnings() as issued:
-        logger.info("write")
         _table(adata, names).to_csv(folder / "domains.csv", index=False)
+        logger.info("analyze")
+        for name in analysis.CHEAP:
+            attempt(f"{name}.csv", lambda name=name: analyze(name))  # type: ignore[misc]
+        started_writing = timed("analyze", started)
+        logger.info("write")
         written = _without_data_on_disk(adata, left_out)
         attempt("result.h5ad", lambda: written.write_h5ad(folder / "result.h5ad"))
         if model is not None and model.fitted_ is not None:
             attempt("model.h5", lambda: model.save(folder / "model.h5"))
-        then = timed("write", started)
+        then = timed("write", started_writing)
         write_record()
         logger.info("score")
         attempt("scores", write_scores)
         then = timed("score", then)
         logger.info("draw")
         for name, draw in _figures(adata, record, names, annotation, umap).items():
-            attempt(name, lambda name=name, draw=draw: plot.save(draw(), folder / name))  # type: ignore[misc]
-        timed("draw", then)
+            file = folder / f"{name}.png"
+            attempt(file.name, lambda file=file, draw=draw: plot.save(draw(), file))  # type: ignore[misc]
+        then = timed("draw", then)
+        write_record()  # with the warnings so far, which the report shows
+        logger.info("report")
+        attempt(
+            "report.html",
+            lambda: write_report(
+                adata, folder / "report.html", key_added=key_added, annotation=annotation, summary=summary,
+                command=command, analyses=tables,
+            ),
+        )  # fmt: skip
+        timed("report", then)
         write_record()
     return summary
+
+
+def write_figures(
+    adata: ad.AnnData,
+    folder: str | PathLike[str],
+    *,
+    annotation: str | None = None,
+    umap: bool = False,
+    suffix: str = ".png",
+    key_added: str = keys.DEFAULT_KEY,
+) -> list[str]:
+    """Draw the figures of `write_results` into a folder.
+
+    Parameters
+    ----------
+    adata, annotation, umap, key_added
+        As in `write_results`.
+    folder : path-like
+        An existing folder.
+    suffix : str
+        Format of the files: ``".png"``, ``".svg"`` or ``".pdf"``.
+
+    Returns
+    -------
+    list of str
+        Names of the files.
+
+    Raises
+    ------
+    MissingKeyError
+        ``adata`` has no results under ``key_added``, or no column ``annotation``.
+    """
+    names = keys.ResultKeys(key_added)
+    record = _checked_record(adata, names, annotation)
+    figures = _figures(adata, record, names, annotation, umap)
+    for name, draw in figures.items():
+        plot.save(draw(), Path(folder) / f"{name}{suffix}")
+    return [f"{name}{suffix}" for name in figures]
 
 
 def to_json(value: Any) -> str:
@@ -239,22 +316,20 @@ def _without_data_on_disk(adata: ad.AnnData, left_out: list[str]) -> ad.AnnData:
 def _figures(
     adata: ad.AnnData, record: dict[str, Any], names: keys.ResultKeys, annotation: str | None, umap: bool
 ) -> dict[str, Callable[[], Any]]:
-    """File name → function that draws it."""
+    """Name of a figure → function that draws it."""
     figures: dict[str, Callable[[], Any]] = {
-        "domains.png": lambda: plot.domains(
-            adata, key=names.domain, refined=names.refined, annotation=annotation
-        )
+        "domains": lambda: plot.domains(adata, key=names.domain, refined=names.refined, annotation=annotation)
     }
     if record["losses"]:
-        figures["losses.png"] = lambda: plot.losses(record["losses"])
+        figures["losses"] = lambda: plot.losses(record["losses"])
     sample_key = record.get("sample_key")
     if sample_key in adata.obs and adata.obs[sample_key].nunique() > 1:
-        figures["composition.png"] = lambda: plot.composition(adata, sample_key, key=names.domain)
+        figures["composition"] = lambda: plot.composition(adata, sample_key, key=names.domain)
     if record["selection"]:
         table = {name: np.asarray(column) for name, column in record["selection"].items()}
-        figures["selection.png"] = lambda: plot.selection_curve(table, record["n_domains"])
+        figures["selection"] = lambda: plot.selection_curve(table, record["n_domains"])
     if umap:
-        figures["umap.png"] = lambda: plot.umap(
+        figures["umap"] = lambda: plot.umap(
             adata.obsm[names.embedding],
             adata.obs[names.domain].to_numpy(),
             colors=plot.stored_colors(adata, names.domain),

@@ -2,10 +2,10 @@
 
     python benchmarks/apply.py DIR [--groups NAME=a,b,c ...] [--seeds 3] [--json FILE]
 
-Each section of a group is left out in turn: a model is trained on the rest, written to a file, loaded, and applied to it
-(`amilst apply`). ARI is that of the section left out. *joint* is its ARI in a run on all sections of the group, *alone*
-in a run of its own; *shuffled*: its genes in random order, with fifty unknown ones; *fewer genes*: a fifth of them
-missing, drawn at random.
+Each section of a group is left out in turn: a model is trained on the rest, written to a file, loaded, and applied
+to it (`amilst apply`). ARI is that of the section left out. *joint* is its ARI in a run on all sections of the group,
+*alone* in a run of its own; *shuffled*: its genes in random order, with fifty unknown ones; *fewer genes*: a fifth of
+them missing, drawn at random.
 """
 
 from __future__ import annotations

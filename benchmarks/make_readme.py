@@ -17,6 +17,7 @@ from pathlib import Path
 
 import ablation
 import accuracy
+import analysis
 import apply
 import clustering
 import denoising
@@ -24,6 +25,7 @@ import integration
 import invariance
 import kernels
 import numpy as np
+import reading
 import robustness
 import scaling
 import selection
@@ -140,11 +142,27 @@ PARTS = (
         "New sections",
         ("apply.json",),
         "python benchmarks/apply.py DIR --seeds 3 --json benchmarks/results/apply.json",
-        "Each section of a group is left out in turn, and labeled by a model of the others (`amilst apply`). ARI of the "
-        "section left out: *joint*, in a run on all sections; *alone*, in a run of its own; *applied*, by the model of the "
-        "others; *shuffled*, the same with its genes in random order among unknown ones; *fewer genes*, with a fifth of "
-        "its genes missing, drawn at random. Seconds are those of `apply_model`.",
+        "Each section of a group is left out in turn, and labeled by a model of the others (`amilst apply`). ARI of "
+        "the section left out: *joint*, in a run on all sections; *alone*, in a run of its own; *applied*, by the "
+        "model of the others; *shuffled*, the same with its genes in random order among unknown ones; *fewer genes*, "
+        "with a fifth of its genes missing, drawn at random. Seconds are those of `apply_model`.",
         (apply.table,),
+    ),
+    Part(
+        "Analyses",
+        ("analysis.json",),
+        "python benchmarks/analysis.py --threads 2 --cells 10000 100000 1000000 "
+        "--json benchmarks/results/analysis.json",
+        "Correctness and error rates of `amilst_lite.analysis` on simulated data, and time and memory.",
+        (analysis.table,),
+    ),
+    Part(
+        "Reading files",
+        ("reading_cpu.json", "reading_cpu_1000000.json"),
+        "python benchmarks/reading.py --json benchmarks/results/reading_cpu.json",
+        "The same simulated counts in every large format, read in a process of its own. Memory is the increase of "
+        "the peak; the least is that of the result and one chunk of text.",
+        (reading.table,),
     ),
     Part(
         "Held-out counts",

@@ -79,7 +79,8 @@ def test_run_writes_its_files_and_reports_them(section, tmp_path, capsys):
     assert run(section, out, "--annotation", "ground_truth", "--seed", 3) == 0
     shown = capsys.readouterr().err
     assert {p.name for p in out.iterdir()} == {
-        "result.h5ad", "domains.csv", "domains.png", "losses.png", "model.h5", "run.json",
+        "result.h5ad", "domains.csv", "domains.png", "losses.png", "model.h5", "run.json", "report.html",
+        "markers.csv", "enrichment.csv", "shapes.csv", "composition.csv", "connectivity.csv",
     }  # fmt: skip
     assert [p.name for p in out.parent.iterdir()] == ["out"]  # no temporary folder remains
     record = json.loads((out / "run.json").read_text())
@@ -102,8 +103,8 @@ def test_apply_labels_another_input_with_the_model(section, tmp_path, capsys):
         "ground_truth",
     ]
     assert main([str(one) for one in arguments]) == 0
-    assert {p.name for p in (tmp_path / "new").iterdir()} == {
-        "result.h5ad", "domains.csv", "domains.png", "run.json",
+    assert {p.name for p in (tmp_path / "out").iterdir()} - {p.name for p in (tmp_path / "new").iterdir()} == {
+        "losses.png", "model.h5",
     }  # fmt: skip
     one, other = (pd.read_csv(tmp_path / name / "domains.csv") for name in ("out", "new"))
     assert (one["domain"] == other["domain"]).mean() > 0.98
@@ -152,10 +153,10 @@ def test_quiet_prints_nothing(section, tmp_path, capsys):
 
 
 def test_a_bar_on_a_terminal(capsys, monkeypatch):
-    from amilst_lite.cli import _Console
+    from amilst_lite.cli.console import Console
 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    console = _Console(quiet=False)
+    console = Console(quiet=False)
     console.progress(1, 2, {"network": 0.5})
     console.progress(2, 2, {"network": 0.25})
     console.say("done")
@@ -222,7 +223,7 @@ def test_run_of_several_sections(two_sections, tmp_path, capsys):
     assert "60 genes are shared by all sections; a: 60, b: 60" in shown
     assert "no annotation 'in_a' in b" in shown
     record = json.loads((out / "run.json").read_text())
-    assert record["input"] == [str(path) for path in two_sections]
+    assert record["input"] == [path.name for path in two_sections]
     assert record["sample_key"] == "section" and record["n_spots"] == 400
     assert record["annotation"] == "in_a" and record["scores"]["domain"]["n_scored"] == 200
     assert {"result.h5ad", "composition.png"} <= set(record["files"]) == {p.name for p in out.iterdir()}
@@ -503,6 +504,55 @@ def test_demo_simulate_score_info(tmp_path, capsys):
 
     for name in Config.owners():
         assert "--" + name.replace("_", "-") in listed
+
+
+def test_analyze_writes_tables_and_slots(section, tmp_path, capsys):
+    assert run(section, tmp_path / "out", "--quiet") == 0
+    result = tmp_path / "out" / "result.h5ad"
+    out = tmp_path / "analyses"
+    arguments = ["analyze", str(result), "markers", "shapes", "-o", str(out), "--held-out", "--seed", "3"]
+    assert main(arguments) == 0
+    assert {p.name for p in out.iterdir()} == {"markers.csv", "shapes.csv", "result.h5ad"}
+    assert "p_adjusted" in pd.read_csv(out / "markers.csv").columns
+    assert "amilst_markers" in ad.read_h5ad(out / "result.h5ad").uns
+    assert "Tables written to" in capsys.readouterr().err
+    assert "choose from markers" in refused(capsys, "analyze", result, "unknown", "-o", tmp_path / "other")
+    assert "could be repeated" in refused(
+        capsys,
+        "analyze",
+        section,
+        "markers",
+        "-o",
+        tmp_path / "other",
+        "--held-out",
+        "--domain",
+        "ground_truth",
+    )
+    assert not (tmp_path / "other").exists()
+
+
+def test_plot_draws_the_figures_again(section, tmp_path, capsys):
+    assert run(section, tmp_path / "out", "--quiet") == 0
+    result = tmp_path / "out" / "result.h5ad"
+    arguments = [
+        "plot",
+        str(result),
+        "-o",
+        str(tmp_path / "svg"),
+        "--format",
+        "svg",
+        "--annotation",
+        "ground_truth",
+    ]
+    assert main(arguments) == 0
+    assert {p.name for p in (tmp_path / "svg").iterdir()} == {"domains.svg", "losses.svg"}
+    assert "<svg" in (tmp_path / "svg" / "domains.svg").read_text()[:2000]
+    assert "Run identify_domains" in refused(capsys, "plot", section, "-o", tmp_path / "none")
+
+
+def test_write_back_is_refused_for_other_inputs(section, tmp_path, capsys, no_reading):
+    line = refused(capsys, "run", section, "-k", 3, "-o", tmp_path / "out", "--write-back")
+    assert "SpatialData" in line
 
 
 def test_score_of_sections_is_that_of_the_run(tmp_path, capsys):

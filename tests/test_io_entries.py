@@ -14,7 +14,7 @@ from amilst_lite.io import entries
 from amilst_lite.io.entries import EntryMatrix, Names, check_counts, read_lines
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), pending=st.integers(1, 200), block=st.integers(1, 50))
 def test_entries_are_summed_in_any_order(seed, pending, block):
     rng = np.random.default_rng(seed)

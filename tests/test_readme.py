@@ -85,7 +85,7 @@ def fast(monkeypatch):
 
 def test_commands_of_the_readme():
     assert [words[0] for words in amilst_commands()] == [
-        "demo", "info", "run", "score", "run", "apply", "run", "run", "info", "simulate",
+        "demo", "info", "run", "score", "analyze", "plot", "run", "apply", "run", "run", "info", "simulate",
     ]  # fmt: skip
 
 
@@ -110,8 +110,10 @@ def test_commands_run_as_written(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     for folder in ("amilst_demo", "results", "results_from_disk", "results_published"):
         model = set() if folder == "results_published" else {"model.h5"}  # Leiden has no model of other spots
-        assert {p.name for p in Path(folder).iterdir()} == model | {
-            "result.h5ad", "domains.csv", "domains.png", "losses.png", "run.json",
+        large = set() if folder == "results_from_disk" else {"markers.csv", "shapes.csv"}
+        assert {p.name for p in Path(folder).iterdir()} == model | large | {
+            "result.h5ad", "domains.csv", "domains.png", "losses.png", "run.json", "report.html",
+            "enrichment.csv", "composition.csv", "connectivity.csv",
         }  # fmt: skip
     record = json.loads(Path("results_joint/run.json").read_text())
     assert record["input"] == ["first.h5ad", "second.h5ad"] and record["sample_key"] == "section"
@@ -137,6 +139,17 @@ def test_tutorial_runs_as_written(capsys):
     assert Path("151673_domains.h5ad").is_file()
 
 
+@pytest.mark.usefixtures("visium_folder", "fast")
+def test_analyses_run_as_written(capsys):
+    adata = amilst.read(SECTION)
+    amilst.identify_domains(adata, 3)
+    _, analyses, *_ = blocks("python")
+    names = {"adata": adata, "amilst": amilst}
+    exec(analyses, names)
+    assert set(names["tables"]) == {"spatially-variable", "enrichment", "shapes", "depth"}
+    assert "p_adjusted" in names["markers"] and "domain" in capsys.readouterr().out
+
+
 @pytest.mark.usefixtures("visium_folder")
 def test_slots_named_exist():
     """Those of the output table that every run writes, and those written if a graph exists already."""
@@ -160,14 +173,14 @@ def test_next_steps_run_as_written():
     pytest.importorskip("squidpy")
     adata = amilst.read(SECTION)
     amilst.identify_domains(adata, 3)
-    _, steps, *_ = blocks("python")
+    _, _, steps, *_ = blocks("python")
     exec(steps, {"adata": adata})
 
 
 @pytest.mark.usefixtures("fast")
 def test_several_sections_run_as_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    _, _, sections, new, _ = blocks("python")
+    *_, sections, new, _ = blocks("python")
     for seed, name in enumerate(("A1", "A2")):
         section = amilst.simulate_section(240, 60, 7, seed=seed)
         section.obs["layer"] = section.obs["ground_truth"]

@@ -17,6 +17,7 @@ from .. import keys
 from ..errors import InputError
 from .composition import compare_conditions, domain_composition
 from .connectivity import domain_connectivity, tissue_depth
+from .expression import denoise
 from .markers import marker_genes
 from .neighborhood import border_distances, domain_shapes, neighborhood_enrichment
 from .spatially_variable import spatially_variable_genes
@@ -26,6 +27,7 @@ __all__ = [
     "CHEAP",
     "border_distances",
     "compare_conditions",
+    "denoise",
     "domain_composition",
     "domain_connectivity",
     "domain_shapes",

@@ -11,7 +11,7 @@ from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
 from .. import keys
 from ..errors import InputError, MissingKeyError
-from ..spatial.neighbors import nearest_neighbors
+from ..spatial.neighbors import check_coordinates, nearest_neighbors
 from ..validation import check_number
 from .neighborhood import contact_pairs, count_contacts, distance_to, parts_within
 from .slots import coordinates_of, domains_of, graph_of, sections_of
@@ -251,9 +251,8 @@ def layer_depth(
         part = parts_within(pairs, above.astype(np.int64))
         large = np.bincount(part)[part] >= _STRAY * size[sections]
         upper, lower = rank == border, rank == border + 1
-        from_above = distance_to(points, ~above & large, sections)
-        from_below = distance_to(points, above & large, sections)
-        after[upper], before[lower] = from_above[upper], from_below[lower]
+        after[upper] = distance_to(points, ~above & large, sections, upper)[upper]
+        before[lower] = distance_to(points, above & large, sections, lower)[lower]
     for layer in range(n_layers):
         own = rank == layer
         u, v = before[own], after[own]
@@ -317,7 +316,7 @@ def tissue_depth(
     names = keys.ResultKeys(key_added)
     labels = domains_of(adata, key_added, names.refined if domain is None else domain, at_least=2)
     sections = sections_of(adata, key_added, sample_key).codes
-    points = coordinates_of(adata)
+    points = check_coordinates(coordinates_of(adata))
     pairs = contact_pairs(graph_of(adata, key_added, connectivities_key), sections)
     for name in [*(layers or []), *([] if first is None else [first])]:
         if name not in labels.names:

@@ -125,6 +125,7 @@ def marker_genes(
     identify: Callable[[ad.AnnData], Any] | None = None,
     share: float = 0.5,
     seed: int = 0,
+    n_genes: int | None = None,
     domain: str | None = None,
     key_added: str = keys.DEFAULT_KEY,
 ) -> pd.DataFrame:
@@ -143,6 +144,8 @@ def marker_genes(
         Of the counts from which domains are identified again, between 0 and 1. The rest is tested.
     seed : int
         Of the thinning.
+    n_genes : int, optional
+        Keep the leading genes of each domain only; p-values are adjusted for all.
     domain : str, optional
         Column of ``obs`` with the domains. Default: that of the run ``key_added``.
     key_added : str
@@ -189,6 +192,8 @@ def marker_genes(
         _add_held_out(table, adata.n_vars, held_out, overlap)
     table = table.sort_values(["domain", "z"], ascending=[True, False], kind="stable", ignore_index=True)
     table["domain"] = table["domain"].astype(str)
+    if n_genes is not None:
+        table = table.groupby("domain", sort=False).head(n_genes).reset_index(drop=True)
     adata.uns[keys.ResultKeys(key_added).markers] = table
     return table
 

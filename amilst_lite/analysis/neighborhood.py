@@ -14,6 +14,7 @@ from scipy.stats import norm
 
 from .. import keys
 from ..runtime import check_seed, n_threads
+from ..spatial.neighbors import check_coordinates
 from ..validation import check_number
 from .slots import coordinates_of, domains_of, graph_of, order_of, sections_of
 
@@ -259,7 +260,9 @@ def neighborhood_enrichment(
 # --- distances ------------------------------------------------------------------------------------
 
 
-def distance_to(points: np.ndarray, targets: np.ndarray, sections: np.ndarray) -> np.ndarray:
+def distance_to(
+    points: np.ndarray, targets: np.ndarray, sections: np.ndarray, asking: np.ndarray | None = None
+) -> np.ndarray:
     """Distance of every spot to the nearest spot of the mask ``targets`` in its section.
 
     Parameters
@@ -267,17 +270,21 @@ def distance_to(points: np.ndarray, targets: np.ndarray, sections: np.ndarray) -
     points : ndarray of float64, (n_spots, 2 or 3)
     targets : ndarray of bool, (n_spots,)
     sections : ndarray of int64, (n_spots,)
+    asking : ndarray of bool, (n_spots,), optional
+        The spots whose distance is wanted; all by default.
 
     Returns
     -------
     ndarray of float64, (n_spots,)
-        In the unit of the coordinates; 0 for the targets themselves, infinite in a section without any.
+        In the unit of the coordinates; 0 for the targets themselves, infinite in a section without any, and for
+        spots whose distance is not wanted.
     """
     distance = np.where(targets, 0.0, np.inf)
+    outside = ~targets if asking is None else ~targets & asking
     for section in np.unique(sections[targets]):
         own = sections == section
-        asking = np.flatnonzero(own & ~targets)
-        distance[asking] = cKDTree(points[own & targets]).query(points[asking], workers=n_threads())[0]
+        queries = np.flatnonzero(own & outside)
+        distance[queries] = cKDTree(points[own & targets]).query(points[queries], workers=n_threads())[0]
     return distance
 
 
@@ -341,7 +348,7 @@ def border_distances(
     """
     labels = domains_of(adata, key_added, domain)
     sections = sections_of(adata, key_added, sample_key).codes
-    found = distances_to_borders(coordinates_of(adata), labels.codes, labels.n, sections)
+    found = distances_to_borders(check_coordinates(coordinates_of(adata)), labels.codes, labels.n, sections)
     table = pd.DataFrame(
         found, index=adata.obs_names, columns=[name.replace("/", "_") for name in labels.names]
     )
@@ -476,7 +483,7 @@ def domain_shapes(
     labels = domains_of(adata, key_added, domain)
     sections = sections_of(adata, key_added, sample_key)
     pairs = contact_pairs(graph_of(adata, key_added, connectivities_key), sections.codes)
-    table = shapes(coordinates_of(adata), pairs, labels.codes, labels.n, sections.codes)
+    table = shapes(check_coordinates(coordinates_of(adata)), pairs, labels.codes, labels.n, sections.codes)
     for column, names in (("section", sections.names), ("domain", labels.names)):
         table[column] = np.asarray(names, dtype=object)[table[column]]
     adata.uns[keys.ResultKeys(key_added).shapes] = table

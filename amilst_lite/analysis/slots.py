@@ -13,7 +13,7 @@ from scipy import sparse
 
 from .. import keys
 from ..errors import InputError, MissingKeyError
-from ..spatial.neighbors import check_coordinates, section_codes, space_filling_order
+from ..spatial.neighbors import section_codes, space_filling_order
 
 __all__ = [
     "Labels",
@@ -116,18 +116,27 @@ def graph_of(adata: ad.AnnData, key_added: str, connectivities_key: str | None) 
 
 
 def coordinates_of(adata: ad.AnnData) -> np.ndarray:
-    """``obsm["spatial"]``, float64, (n_spots, 2) or (n_spots, 3).
+    """``obsm["spatial"]`` as a float64 array, (N, 2) or (N, 3).
 
     Raises
     ------
     MissingKeyError
         There is none.
     InputError
-        It cannot be used as coordinates.
+        Another shape, or not numeric.
     """
     if keys.SPATIAL not in adata.obsm:
-        raise MissingKeyError(f"no coordinates: obsm has no {keys.SPATIAL!r}; it has {_names(adata.obsm)}.")
-    return check_coordinates(adata.obsm[keys.SPATIAL])
+        raise MissingKeyError(
+            f'no coordinates: expected obsm["{keys.SPATIAL}"] (spots × 2 or 3); obsm has {_names(adata.obsm)}. '
+            "Add them, or read the file with a table of coordinates (on the command line: --coordinates)."
+        )
+    try:
+        coordinates = np.asarray(adata.obsm[keys.SPATIAL], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f'obsm["{keys.SPATIAL}"] must be a numeric array: {error}') from error
+    if coordinates.ndim != 2 or coordinates.shape[1] not in (2, 3):
+        raise InputError(f'obsm["{keys.SPATIAL}"] must have 2 or 3 columns; found shape {coordinates.shape}.')
+    return coordinates
 
 
 def order_of(adata: ad.AnnData, sections: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@
 from .anndata_store import read_h5ad, read_zarr
 from .arrays import read_slideseq, read_st
 from .coordinates import COORDINATE_COLUMNS, join_annotation, join_columns, join_coordinates
-from .dispatch import PLATFORMS, input_table, read
+from .dispatch import PLATFORMS, input_table, read, recognize
 from .imaging import read_cosmx, read_merscope, read_seqfish
 from .long_table import read_long_table
 from .loom import read_loom
@@ -52,5 +52,6 @@ __all__ = [
     "read_visium_hd",
     "read_xenium",
     "read_zarr",
+    "recognize",
     "write_labels",
 ]

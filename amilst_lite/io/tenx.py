@@ -137,7 +137,12 @@ def read_10x_h5(
             matrix = _on_disk(path, group.name)
         else:
             # stored as genes × barcodes in CSC, which is barcodes × genes in CSR
-            arrays = (group["data"][:], group["indices"][:], group["indptr"][:])
+            # in the types of the result; HDF5 converts while it reads, and what is out of range to the largest
+            arrays = (
+                group["data"].astype(np.float32)[:],
+                group["indices"].astype(np.int32)[:],
+                group["indptr"][:],
+            )
             matrix = to_csr(sparse.csr_matrix(arrays, shape=(len(group["barcodes"]), len(group[genes]))))
     return _select(assemble(matrix, obs, var, path), path, TENX_H5, genome, gene_expression_only)
 

@@ -111,8 +111,8 @@ def read_visium(
     metadata = find_one(folder, ("metadata.tsv", "metadata.tsv.gz"))
     if metadata is not None:
         join_columns(adata, metadata)
-    library = library_id or _as_text(attributes.get("library_ids", folder.resolve().name))
-    adata.uns[keys.SPATIAL] = {library: _describe_images(positions, attributes)}
+    library = library_id or as_text(attributes.get("library_ids", folder.resolve().name))
+    adata.uns[keys.SPATIAL] = {library: describe_images(positions, attributes)}
     return VISIUM.describe(adata, path, left_out=adata.uns[keys.INPUT]["left_out"])
 
 
@@ -187,11 +187,12 @@ def _find_counts(folder: Path) -> Path:
     return counts
 
 
-def _as_text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """An attribute of an HDF5 file as text."""
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _describe_images(positions: Path, attributes: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def describe_images(positions: Path, attributes: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The entry of ``uns["spatial"]``; file names have the same prefix as the positions, if any."""
     prefix = positions.name[: positions.name.index("tissue_positions")]
     folder = positions.parent.resolve()
@@ -205,7 +206,7 @@ def _describe_images(positions: Path, attributes: dict[str, Any]) -> dict[str, d
     metadata: dict[str, str] = {}
     for name in ("chemistry_description", "software_version"):
         if name in attributes:
-            metadata[name] = _as_text(attributes[name])
+            metadata[name] = as_text(attributes[name])
     for resolution, stem in _IMAGES.items():
         endings = ("png", "jpg", "jpeg", "tif", "tiff")
         image = find_one(folder, [f"{prefix}{stem}.{ending}" for ending in endings])

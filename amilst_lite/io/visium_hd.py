@@ -17,7 +17,7 @@ from .files import PathLike, examples, existing, existing_file, find_one, holds,
 from .hdf5 import open_hdf5
 from .platform import Platform
 from .tenx import read_10x_h5
-from .visium import _as_text, _describe_images
+from .visium import as_text, describe_images
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -105,8 +105,8 @@ def read_visium_hd(
     adata = read_10x_h5(counts, genome=genome, gene_expression_only=gene_expression_only)
     adata, left_out = located.join(adata, adata.uns[keys.INPUT]["left_out"])
 
-    section = _describe_images(positions, attributes)
-    library = library_id or _as_text(attributes.get("library_ids", folder.resolve().name))
+    section = describe_images(positions, attributes)
+    library = library_id or as_text(attributes.get("library_ids", folder.resolve().name))
     adata.uns[keys.SPATIAL] = {library: section}
     VISIUM_HD.describe(adata, path, left_out=left_out)
     if "microns_per_pixel" in section["scalefactors"]:

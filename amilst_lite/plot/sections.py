@@ -144,7 +144,7 @@ def domains(
     values: dict[str, Any] = {
         name: None if column is None else obs_column(adata, column) for name, column in columns.items()
     }
-    sections = _split(points, recorded_sections(adata, key, sample_key))
+    sections = split_sections(points, recorded_sections(adata, key, sample_key))
     libraries = _libraries(adata, library_id, sections.names)
 
     def slide(section: int, spots: np.ndarray) -> _Slide:
@@ -237,7 +237,7 @@ def draw_domains(
             )
     return _draw(
         points,
-        _split(points, sections),
+        split_sections(points, sections),
         lambda *_: _Slide(image, image_scale, spot_diameter),
         labels=labels,
         refined=refined,
@@ -250,7 +250,7 @@ def draw_domains(
     )
 
 
-def _split(points: np.ndarray, sections: ArrayLike | None) -> Labels:
+def split_sections(points: np.ndarray, sections: ArrayLike | None) -> Labels:
     """The section of every spot: as given, else the planes of a stack, else one section without a name."""
     if sections is not None:
         return sections_of(sections)

@@ -167,8 +167,8 @@ class FittedPreparation:
                 f"of its components; expected at most {_MOST_MISSING:.0%}. {advice}"
             )
         text = (
-            f"{n_missing} of the {len(present)} genes of the model are missing and predicted from the others; they have "
-            f"{missing:.1%} of the variance of its components"
+            f"{n_missing} of the {len(present)} genes of the model are missing and predicted from the others; they "
+            f"have {missing:.1%} of the variance of its components"
         )
         if missing > _MANY_MISSING:
             warnings.warn(

@@ -7,7 +7,7 @@ from scipy import sparse
 from sklearn.linear_model import LinearRegression
 
 import amilst_lite as amilst
-from amilst_lite.analysis.denoise import denoise, expected_expression
+from amilst_lite.analysis.expression import denoise, expected_expression
 from amilst_lite.errors import InputError, MissingKeyError
 
 
@@ -86,6 +86,6 @@ def test_refusals(done, monkeypatch):
         denoise(done, ["unknown"])
     with pytest.raises(MissingKeyError, match="none were given"):
         denoise(done, [])
-    monkeypatch.setattr("amilst_lite.analysis.denoise.total_memory", lambda: 1000)
+    monkeypatch.setattr("amilst_lite.analysis.expression.total_memory", lambda: 1000)
     with pytest.raises(InputError, match="Choose some genes"):
         denoise(done)

@@ -1,0 +1,311 @@
+"""The commands: each takes the parsed arguments and the console, and returns the exit status or None.
+
+Modules that load torch or anndata are imported by the commands that need them, so that --help, --version and mistyped
+flags are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import keys
+from ..config import PRESETS
+from ..errors import InputError
+from .console import Console, write
+from .flags import default_text, flag_of, read_options, setting_fields
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from ..estimator import AMILST
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    """Identify the domains of one or several sections."""
+    from .. import io
+
+    settings = _checked_settings(options)
+    _check_input_flags(options)
+    with io.atomic_folder(options.output, overwrite=options.force) as folder:
+        adata, annotation = _read(options, console)
+        model = _identify(adata, options, settings, console)
+        summary = _write_results(adata, folder, options, console, annotation, options.input, model)
+    _write_back(adata, options, console)
+    return console.report(summary, options.output)
+
+
+def apply(options: argparse.Namespace, console: Console) -> int:
+    """Label new sections with the model of an earlier run."""
+    from .. import io, pipeline, runtime
+    from ..estimator import AMILST
+
+    runtime.resolve_device(options.device)
+    _check_input_flags(options, options.model)
+    model = AMILST.load(options.model)
+    with io.atomic_folder(options.output, overwrite=options.force) as folder:
+        adata, annotation = _read(options, console)
+        pipeline.apply_model(adata, model, device=options.device, sample_key=options.sample_key)
+        adata.uns[keys.DEFAULT_KEY]["model"] = Path(options.model).name
+        summary = _write_results(adata, folder, options, console, annotation, options.input)
+    _write_back(adata, options, console)
+    return console.report(summary, options.output)
+
+
+def _check_input_flags(options: argparse.Namespace, *others: str) -> None:
+    """Refuse flags that do not go together; several inputs have a column with their sections."""
+    from .. import io
+
+    _check_outside(options.output, *options.input, options.coordinates, options.annotation, *others)
+    if options.write_back and (
+        len(options.input) > 1 or io.recognize(options.input[0], options.platform)[0].name != "spatialdata"
+    ):
+        raise InputError("--write-back applies to a single SpatialData store. Leave it out for other inputs.")
+    if len(options.input) == 1:
+        return
+    if options.coordinates is not None:
+        raise InputError(
+            "--coordinates applies to a single INPUT. Convert each input without coordinates to h5ad first: "
+            "amilst_lite.read(INPUT, coordinates=TABLE).write_h5ad(FILE)."
+        )
+    if options.sample_key is None:
+        options.sample_key = io.SECTION
+
+
+def _read(options: argparse.Namespace, console: Console) -> tuple[AnnData, str | None]:
+    """The input or inputs, and the column with their annotation."""
+    from .. import io
+
+    console.say(f"reading {', '.join(options.input)}")
+    if len(options.input) > 1:
+        adata = io.read_sections(
+            options.input, sample_key=options.sample_key, backed=options.backed, **read_options(options)
+        )
+        return adata, _annotate_sections(adata, options.annotation, options.sample_key, console)
+    adata = io.read(
+        options.input[0], coordinates=options.coordinates, backed=options.backed, **read_options(options)
+    )
+    return adata, _annotate(adata, options.annotation)
+
+
+def _write_back(adata: AnnData, options: argparse.Namespace, console: Console) -> None:
+    """Copy domains and confidence into the table of the SpatialData store that was read."""
+    from .. import io
+
+    if options.write_back:
+        names = keys.ResultKeys()
+        columns = [names.domain, names.refined, names.confidence]
+        io.write_labels(options.input[0], adata, columns, table=options.table, overwrite=options.force)
+        console.say(f"{', '.join(columns)} written to the table of {options.input[0]}")
+
+
+def demo(options: argparse.Namespace, console: Console) -> int:
+    """Simulate a section and identify its domains."""
+    from .. import io, pipeline
+
+    settings = _checked_settings(options)
+    with io.atomic_folder(options.output, overwrite=options.force) as folder:
+        console.say(
+            "simulating {n_spots} spots × {n_genes} genes in {n_domains} domains".format(**vars(options))
+        )
+        adata = pipeline.simulate_section(
+            options.n_spots, options.n_genes, options.n_domains, seed=options.seed
+        )
+        options.sample_key = None
+        model = _identify(adata, options, settings, console)
+        summary = _write_results(
+            adata, folder, options, console, "ground_truth", ["simulated section"], model
+        )
+    return console.report(summary, options.output)
+
+
+def _checked_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings given as flags; they and the device are refused before anything is read."""
+    from .. import runtime
+
+    settings = {
+        item.name: getattr(options, item.name) for item, _ in setting_fields() if hasattr(options, item.name)
+    }
+    PRESETS[options.preset].replace(**settings)
+    runtime.resolve_device(options.device)
+    return settings
+
+
+def _check_outside(output: str, *inputs: str | None) -> None:
+    """Refuse an output folder whose replacement would delete an input."""
+    folder = Path(output).expanduser().resolve()
+    for path in inputs:
+        if path is not None and Path(path).expanduser().resolve().is_relative_to(folder):
+            raise InputError(
+                f"{path} is in the output folder {folder}, which --force replaces. Choose another OUT (-o)."
+            )
+
+
+def _identify(
+    adata: AnnData, options: argparse.Namespace, settings: dict[str, Any], console: Console
+) -> AMILST:
+    from .. import pipeline
+
+    return pipeline.identify_domains(
+        adata,
+        options.n_domains,
+        seed=options.seed,
+        preset=options.preset,
+        device=options.device,
+        sample_key=options.sample_key,
+        callback=console.progress,
+        **settings,
+    )
+
+
+def _write_results(
+    adata: AnnData,
+    folder: Path,
+    options: argparse.Namespace,
+    console: Console,
+    annotation: str | None,
+    source: Sequence[str],
+    model: AMILST | None = None,
+) -> dict[str, Any]:
+    from .. import results
+
+    names = [Path(one).name for one in source]
+    # the run records its own warnings; those before it are the readers'
+    recorded = [str(text) for text in adata.uns[keys.DEFAULT_KEY]["warnings"]]
+    earlier = [text for text in console.warnings if text not in recorded]
+    sizes = adata.obs[keys.ResultKeys().domain].value_counts(sort=False)
+    console.say(f"{adata.n_obs} spots in {(sizes > 0).sum()} domains: {', '.join(map(str, sizes))} spots")
+    return results.write_results(
+        adata,
+        folder,
+        model=model,
+        source=names if len(names) > 1 else names[0],
+        annotation=annotation,
+        umap=options.umap,
+        earlier_warnings=earlier,
+        command=options.line,
+    )
+
+
+def simulate(options: argparse.Namespace, console: Console) -> None:
+    """Write a simulated section."""
+    from .. import io, pipeline
+
+    with io.atomic_path(options.output, overwrite=options.force) as path:
+        adata = pipeline.simulate_section(
+            options.n_spots, options.n_genes, options.n_domains, seed=options.seed
+        )
+        adata.write_h5ad(path)
+    console.say(
+        f"{adata.n_obs} spots × {adata.n_vars} genes written to {options.output}, "
+        "with the true domains in obs['ground_truth']"
+    )
+
+
+def score(options: argparse.Namespace, console: Console) -> None:
+    """Print the scores of domains as JSON."""
+    from .. import io, pipeline, results
+
+    adata = io.read(options.input)
+    annotation = _annotate(adata, options.annotation)
+    scores = pipeline.score(adata, annotation, domain=options.domain, sample_key=options.sample_key)
+    write(sys.stdout, results.to_json(scores) + "\n")
+
+
+def analyze(options: argparse.Namespace, console: Console) -> None:
+    """Write tables of what distinguishes the domains, and the AnnData with them."""
+    from .. import analysis, io, pipeline
+
+    _check_outside(options.output, options.input)
+    names = options.analyses or analysis.CHEAP
+    given = {
+        name: getattr(options, name)
+        for name in ("domain", "sample_key", "condition_key", "seed")
+        if getattr(options, name) is not None
+    }
+    with io.atomic_folder(options.output, overwrite=options.force) as folder:
+        console.say(f"reading {options.input}")
+        adata = io.read(options.input)
+        if options.held_out:
+            given["identify"] = pipeline.repeat_run(adata)
+        tables = analysis.run(adata, names, **given)
+        for name, table in tables.items():
+            table.to_csv(folder / f"{name}.csv")
+        adata.write_h5ad(folder / "result.h5ad")
+    console.say(f"Tables written to {options.output}: {', '.join(f'{name}.csv' for name in tables)}")
+
+
+def plot(options: argparse.Namespace, console: Console) -> None:
+    """Draw the figures of a result again, in another format or beside another annotation."""
+    from .. import io, results
+
+    _check_outside(options.output, options.input, options.annotation)
+    with io.atomic_folder(options.output, overwrite=options.force) as folder:
+        adata = io.read(options.input)
+        annotation = _annotate(adata, options.annotation)
+        names = results.write_figures(
+            adata, folder, annotation=annotation, umap=options.umap, suffix=f".{options.format}"
+        )
+    console.say(f"Figures written to {options.output}: {', '.join(names)}")
+
+
+def info(options: argparse.Namespace, console: Console) -> None:
+    """Describe an input, the settings or the installation."""
+    if options.settings:
+        lines = [
+            f"{flag_of(item.name):30s} {item.metadata['help']} (default: {default_text(part, item.name)})"
+            for item, part in setting_fields()
+        ]
+    elif options.input is None:
+        from .. import runtime
+
+        lines = [f"{package}: {version}" for package, version in runtime.versions().items()]
+        lines.append(f"device: {runtime.resolve_device('auto')}")
+    else:
+        from .. import io, pipeline
+
+        adata = io.read(
+            options.input, coordinates=options.coordinates, backed=options.backed, **read_options(options)
+        )
+        lines = pipeline.describe(adata)
+        lines.append(f"resources for a run with 7 domains: {pipeline.estimate_run(adata, 7)}")
+    write(sys.stdout, "\n".join(lines) + "\n")
+
+
+def _annotate(adata: AnnData, annotation: str | None) -> str | None:
+    """Name of the obs column with the annotation, joined from a table if a file was given."""
+    if annotation is None or annotation in adata.obs:
+        return annotation
+    if not Path(annotation).is_file():
+        columns = ", ".join(map(repr, adata.obs.columns)) or "none"
+        raise InputError(
+            f"--annotation {annotation!r} is neither a column of obs (there are: {columns}) nor a file."
+        )
+    from .. import io
+
+    return io.join_annotation(adata, annotation)
+
+
+def _annotate_sections(
+    adata: AnnData, annotation: str | None, sample_key: str, console: Console
+) -> str | None:
+    """As `_annotate`; the names of the sections are not replaced, and sections without annotation are named."""
+    sections = adata.obs[sample_key]
+    column = _annotate(adata, annotation)
+    joined = adata.obs[sample_key]
+    if list(joined.astype(str)) != list(sections.astype(str)):
+        raise InputError(
+            f"The column {sample_key!r} of {annotation} differs from the names of the sections "
+            f"({', '.join(sections.cat.categories)}). Rename it, or choose another column for the names "
+            "(--sample-key)."
+        )
+    adata.obs[sample_key] = sections
+    if column is not None:
+        annotated = set(sections[adata.obs[column].notna()])
+        without = [name for name in sections.cat.categories if name not in annotated]
+        if without:
+            console.say(f"no annotation {column!r} in {', '.join(without)}")
+    return column
