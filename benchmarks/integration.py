@@ -41,6 +41,8 @@ GROUPS = {
     "DLPFC 151507, 151508": ("dlpfc151507_200", "dlpfc151508_200"),
 }
 SIMULATED = "simulated"
+WITHOUT_EFFECT = "auto, tissue without technical effects"
+"""The same pieces of the simulated tissue as they are: what the scores can reach."""
 SECTION = "section"
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -58,7 +60,14 @@ SCORES = (
 )  # fmt: skip
 
 
-def simulated_group(seed: int, n_spots: int = 9000, n_genes: int = 400, n_domains: int = 7) -> Any:
+def simulated_group(
+    seed: int,
+    *,
+    affected: tuple[int, ...] = (1, 4),
+    n_spots: int = 9000,
+    n_genes: int = 400,
+    n_domains: int = 7,
+) -> Any:
     """Six pieces of one simulated tissue; two thinned gene by gene, one with a domain of its own.
 
     The technical effect keeps each count of a gene with a probability of its own in the section: exp(0.5 z), z
@@ -77,10 +86,10 @@ def simulated_group(seed: int, n_spots: int = 9000, n_genes: int = 400, n_domain
         rows = np.flatnonzero(column == place)
         piece[rows] += y[rows] > np.median(y[rows])
     counts = sp.csr_matrix(adata.X)
-    for affected in (1, 4):
+    for number in affected:
         kept = np.exp(0.5 * rng.normal(size=n_genes))
         kept = np.minimum(2 * kept / kept.max(), 1)
-        for row in np.flatnonzero(piece == affected):
+        for row in np.flatnonzero(piece == number):
             entries = slice(counts.indptr[row], counts.indptr[row + 1])
             drawn = rng.binomial(counts.data[entries].astype(np.int64), kept[counts.indices[entries]])
             counts.data[entries] = drawn
@@ -134,9 +143,12 @@ def measure(path: Path, options: argparse.Namespace) -> Json | None:
             k = part.obs[ANNOTATION].nunique()
             alone.append(ari(identify(part, k, seed, options)) if k > 1 else float("nan"))
         result["separate"].append(float(np.nanmean(alone)))
-        for name in options.variants:
+        runs = {name: (adata, VARIANTS[name]) for name in options.variants}
+        if group == SIMULATED:
+            runs[WITHOUT_EFFECT] = simulated_group(seed, affected=()), {}
+        for name, (section, settings) in runs.items():
             began = time.perf_counter()
-            found = identify(adata, n_domains, seed, options, sample_key=SECTION, **VARIANTS[name])
+            found = identify(section, n_domains, seed, options, sample_key=SECTION, **settings)
             seconds = time.perf_counter() - began
             scores = amilst.score(found, ANNOTATION)
             parts = scores["integration"]
@@ -150,7 +162,7 @@ def measure(path: Path, options: argparse.Namespace) -> Json | None:
                 "peak_memory": int(found.uns["amilst"]["peak_memory"]["ram_bytes"]),
             }
             for key, value in row.items():
-                result["variants"][name].setdefault(key, []).append(value)
+                result["variants"].setdefault(name, {}).setdefault(key, []).append(value)
     return result
 
 

@@ -38,6 +38,7 @@ def with_raw(matrix=LOG, genes=GENES, counts=COUNTS):
 
 def write(adata, path, form):
     if form in (2, 3):
+        pytest.importorskip("zarr")
         with anndata.settings.override(zarr_write_format=form), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # zarr's and anndata's, of defaults to come
             adata.write_zarr(path)

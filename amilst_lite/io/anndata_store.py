@@ -189,7 +189,7 @@ def open_zarr(path: Path, mode: str = "r") -> Any:
     try:
         import zarr
     except ImportError as error:
-        raise MissingExtraError.for_package("zarr", "all", f"reading {path}") from error
+        raise MissingExtraError.for_package("zarr", "zarr", f"reading {path}") from error
     return zarr.open_group(str(path), mode=mode)
 
 

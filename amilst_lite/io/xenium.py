@@ -57,12 +57,12 @@ def read_xenium(path: PathLike) -> AnnData:
     Warns
     -----
     AmilstWarning
-        Cells without a position or without counts, or names that repeat.
+        Cells have no position or no counts and were left out, or names repeat.
 
     Raises
     ------
     InputError
-        A file is missing or broken, or the two belong to different sections.
+        Counts or cells are missing or broken, or not of one section.
     MissingExtraError
         There is only a parquet table, and pyarrow is not installed.
 
@@ -106,7 +106,7 @@ def _read_zarr(path: Path) -> AnnData:
     try:
         import zarr
     except ImportError as error:
-        raise MissingExtraError.for_package("zarr", "all", f"reading {path}") from error
+        raise MissingExtraError.for_package("zarr", "zarr", f"reading {path}") from error
     with reading(path, "Xenium's zarr matrix"):
         store = zarr.storage.ZipStore(str(path), mode="r") if path.suffix == ".zip" else str(path)
         group: Any = zarr.open(store, mode="r")["cell_features"]
