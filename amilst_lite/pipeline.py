@@ -177,7 +177,12 @@ def identify_domains(
                 if _share_is_open(config):
                     logger.info("network share")
                     share = network_share(
-                        counts, graph, config, seed=stage_seed(seed, "share"), device=resolved
+                        counts,
+                        graph,
+                        config,
+                        genes=preparation.genes,
+                        seed=stage_seed(seed, "share"),
+                        device=resolved,
                     )
                     model.settings = {**settings, "network_share": share.share}
                     decided = time.perf_counter()

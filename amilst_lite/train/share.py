@@ -68,7 +68,13 @@ class ShareEvidence:
 
 
 def network_share(
-    counts: Any, graph: SpatialGraph, config: Config, *, seed: int = 0, device: str | torch.device = "cpu"
+    counts: Any,
+    graph: SpatialGraph,
+    config: Config,
+    *,
+    genes: np.ndarray | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
 ) -> ShareEvidence:
     """Decide the share of the network by held-out counts.
 
@@ -79,6 +85,8 @@ def network_share(
     graph : SpatialGraph
     config : Config
         ``recipe`` is "default".
+    genes : ndarray of bool, (G,), optional
+        Those selected for the whole section. If not given, genes are selected on these spots, which takes longer.
     seed : int
     device : str or torch.device
 
@@ -91,7 +99,8 @@ def network_share(
     nodes = slice(start, min(graph.n_spots, start + _MOST_SPOTS))
     chosen = graph.order[nodes]
     within = graph.subgraph(nodes)
-    kept, held_out = thin(rows_of(counts, chosen), 0.5, thin_seed)
+    those = rows_of(counts, chosen)
+    kept, held_out = thin(those if genes is None else those[:, genes], 0.5, thin_seed)
     adjacency = SymmetricAdjacency(within.adjacency(device))
     try:
         with warnings.catch_warnings():
@@ -122,8 +131,7 @@ def network_share(
         device=device,
     )
     reconstruction = trainer.run().reconstruction
-    genes = preparation.genes
-    predict = _Prediction(held_out[:, genes], config.preprocess.normalization)
+    predict = _Prediction(held_out[:, preparation.genes], config.preprocess.normalization)
     per_spot = np.stack([predict(torch.lerp(filtered, reconstruction, share), filtered) for share in _SHARES])
     difference = per_spot - per_spot[0]
     error = difference.std(1) / np.sqrt(len(chosen))
