@@ -16,13 +16,15 @@ import torch
 from scipy import sparse
 from sklearn.base import BaseEstimator, ClusterMixin
 
+from .checkpoint import Checkpoint
 from .cluster.domains import find_domains
 from .cluster.selection import Selection, select_n_domains
 from .config import Config, preset
 from .errors import AmilstWarning, InputError, MissingExtraError, NotFittedError
-from .fitted_model import FittedModel, Prediction
+from .fitted_model import FittedModel, Prediction, arrays_of, network_of
 from .integration import SectionEffect, SectionReference, section_effect
 from .metrics import normalized_mutual_info
+from .nn.model import AMILSTNetwork
 from .nn.sparse import SymmetricAdjacency
 from .runtime import check_seed, resolve_device, stage_seed, standard_math, synchronize
 from .spatial.graph import SpatialGraph
@@ -147,6 +149,7 @@ class AMILST(ClusterMixin, BaseEstimator):
         sample: Sequence[Any] | None = None,
         graph: SpatialGraph | None = None,
         depth: Any = None,
+        checkpoint: Checkpoint | None = None,
     ) -> AMILST:
         """Find the domains.
 
@@ -167,6 +170,8 @@ class AMILST(ClusterMixin, BaseEstimator):
         depth : array-like, (N,), optional
             Total counts of the spots. Spots of low depth are averaged with their neighbors (setting
             ``depth_floor``); without it, all spots count alike.
+        checkpoint : Checkpoint, optional
+            Results of long stages of the same fit, from which a fit that was killed continues.
 
         Raises
         ------
@@ -184,7 +189,7 @@ class AMILST(ClusterMixin, BaseEstimator):
             The domains largely follow the sections.
         """
         with standard_math():
-            self._fit(X, coordinates, sample, graph, depth)
+            self._fit(X, coordinates, sample, graph, depth, checkpoint or Checkpoint())
         return self
 
     def fit_predict(
@@ -309,7 +314,13 @@ class AMILST(ClusterMixin, BaseEstimator):
         return self.fitted_
 
     def _fit(
-        self, X: Any, coordinates: Any, sample: Sequence[Any] | None, graph: SpatialGraph | None, depth: Any
+        self,
+        X: Any,
+        coordinates: Any,
+        sample: Sequence[Any] | None,
+        graph: SpatialGraph | None,
+        depth: Any,
+        checkpoint: Checkpoint,
     ) -> None:
         config, device = self.resolve_config(), resolve_device(self.device)
         features, points, sections, depths = _check_input(X, coordinates, sample, graph, depth)
@@ -323,56 +334,31 @@ class AMILST(ClusterMixin, BaseEstimator):
                 graph = SpatialGraph.from_coordinates(
                     points, n_neighbors=config.graph.n_neighbors, radius=config.graph.radius, sample=sample
                 )
-        adjacency = SymmetricAdjacency(graph.adjacency(device))
+        depths = None if depths is None else depths[graph.order]
+        ordered_sections = sections[graph.order]
         # the graph's order from here to the results
         features = features[torch.from_numpy(graph.order).to(features.device)].to(device)
-        fitted_filter: FittedFilter | None = None
-        if config.train.recipe == "default":
-            with self._timed("filter", device):
-                features, fitted_filter = fit_denoise(
-                    features,
-                    adjacency,
-                    config.filter.noise_band,
-                    depth=None if depths is None else torch.from_numpy(depths[graph.order]),
-                    depth_floor=config.filter.depth_floor,
-                    seed=stage_seed(self.seed, "filter"),
-                )
-        ordered_sections = sections[graph.order]
-        features = self._without_section_effect(features, ordered_sections, config, device)
-        with self._timed("train", device):
-            trainer = TRAINERS[config.train.recipe](
-                features,
-                graph,
-                adjacency=adjacency,
-                network_config=config.network,
-                config=config.train,
-                seed=stage_seed(self.seed, "train"),
-                device=device,
-            )
-            result = trainer.run(self.callback)
-        self.history_, self.network_ = result.history, result.network.cpu()
-        latent = result.latent.flatten(1).cpu().numpy()
-        if config.cluster.cluster_on == "latent":
-            embedding = result.latent.flatten(1)
-        elif config.cluster.network_share:
-            # the z of different networks have different axes, but their reconstructions can be averaged
-            embedding = torch.lerp(features, result.reconstruction, config.cluster.network_share)
-        else:
-            embedding = features
-        del trainer, result, adjacency
+        features, fitted_filter, latent, embedding = self._represent(
+            features, graph, ordered_sections, depths, config, device, checkpoint
+        )
         with self._timed("cluster", device):
             seed = stage_seed(self.seed, "cluster")
             array = embedding.cpu().numpy()
             self.selection_: Selection | None = None
             if self.n_domains is None:
-                self.selection_ = select_n_domains(
-                    array,
-                    config=config.cluster,
-                    seed=seed,
-                    device=device,
-                    callback=lambda done, total: logger.info(
-                        "number of domains: %d of %d tried", done, total
+                self.selection_ = checkpoint.stage(
+                    "selection",
+                    lambda: select_n_domains(
+                        array,
+                        config=config.cluster,
+                        seed=seed,
+                        device=device,
+                        callback=lambda done, total: logger.info(
+                            "number of domains: %d of %d tried", done, total
+                        ),
                     ),
+                    Selection.to_arrays,
+                    Selection.from_arrays,
                 )
                 runners_up = ", ".join(map(str, self.selection_.runners_up))
                 logger.info("%d domains chosen; runners-up: %s", self.selection_.n_domains, runners_up)
@@ -410,6 +396,95 @@ class AMILST(ClusterMixin, BaseEstimator):
         self.embedding_, self.latent_ = array[rank], latent[rank]
         self.graph_, self.config_ = graph, config
         self.n_features_in_ = np.shape(X)[1]
+
+    def _represent(
+        self,
+        features: torch.Tensor,
+        graph: SpatialGraph,
+        sections: np.ndarray,
+        depths: np.ndarray | None,
+        config: Config,
+        device: torch.device,
+        checkpoint: Checkpoint,
+    ) -> tuple[torch.Tensor, FittedFilter | None, np.ndarray, torch.Tensor]:
+        """Filtered and corrected features (N, C), the filter, z (N, ·), and what is to be clustered (N, ·)."""
+        adjacency = SymmetricAdjacency(graph.adjacency(device))
+        fitted_filter: FittedFilter | None = None
+        if config.train.recipe == "default":
+            unfiltered = features
+            with self._timed("filter", device):
+                features, fitted_filter = checkpoint.stage(
+                    "filter",
+                    lambda: fit_denoise(
+                        unfiltered,
+                        adjacency,
+                        config.filter.noise_band,
+                        depth=None if depths is None else torch.from_numpy(depths),
+                        depth_floor=config.filter.depth_floor,
+                        seed=stage_seed(self.seed, "filter"),
+                    ),
+                    lambda done: {"features": done[0].cpu().numpy(), "filter": done[1].to_arrays()},
+                    lambda arrays: (
+                        torch.from_numpy(arrays["features"]).to(device),
+                        FittedFilter.from_arrays(arrays["filter"]),
+                    ),
+                )
+            del unfiltered
+        features = self._without_section_effect(features, sections, config, device)
+        with self._timed("train", device):
+            self.network_, self.history_, latent, embedding = checkpoint.stage(
+                "train",
+                lambda: self._train(features, graph, adjacency, config, device),
+                lambda done: {
+                    "network": arrays_of(done[0]),
+                    "history": done[1],
+                    "latent": done[2],
+                    "embedding": {} if done[3] is features else {"array": done[3].cpu().numpy()},
+                },
+                lambda arrays: (
+                    network_of(
+                        arrays["network"],
+                        features.shape[1],
+                        config,
+                        None if config.train.n_networks == 1 else config.train.n_networks,
+                    ),
+                    {name: values.tolist() for name, values in arrays["history"].items()},
+                    arrays["latent"],
+                    torch.from_numpy(arrays["embedding"]["array"]).to(device)
+                    if "embedding" in arrays
+                    else features,
+                ),
+            )
+        return features, fitted_filter, latent, embedding
+
+    def _train(
+        self,
+        features: torch.Tensor,
+        graph: SpatialGraph,
+        adjacency: SymmetricAdjacency,
+        config: Config,
+        device: torch.device,
+    ) -> tuple[AMILSTNetwork, dict[str, list[float]], np.ndarray, torch.Tensor]:
+        """The trained network, its losses, z (N, M · (n_f + n_g)), and what is to be clustered (N, ·)."""
+        trainer = TRAINERS[config.train.recipe](
+            features,
+            graph,
+            adjacency=adjacency,
+            network_config=config.network,
+            config=config.train,
+            seed=stage_seed(self.seed, "train"),
+            device=device,
+        )
+        result = trainer.run(self.callback)
+        latent = result.latent.flatten(1)
+        if config.cluster.cluster_on == "latent":
+            embedding = latent
+        elif config.cluster.network_share:
+            # the z of different networks have different axes, but their reconstructions can be averaged
+            embedding = torch.lerp(features, result.reconstruction, config.cluster.network_share)
+        else:
+            embedding = features
+        return result.network.cpu(), result.history, latent.cpu().numpy(), embedding
 
     def _without_section_effect(
         self, features: torch.Tensor, sections: np.ndarray, config: Config, device: torch.device

@@ -30,7 +30,7 @@ from .spatial.refine import majority_vote
 from .spatial.spectral_filter import FittedFilter
 from .train import embed, make_batches
 
-__all__ = ["FittedModel", "Prediction"]
+__all__ = ["FittedModel", "Prediction", "arrays_of", "network_of"]
 
 _SAME_UNIT = 3.0
 """Ratio of the distances between spots from which the coordinates are taken to be in another unit."""
@@ -235,7 +235,7 @@ class FittedModel:
         """Write a file of arrays and JSON; see `model_file.write_model`."""
         arrays: dict[str, Any] = {
             "reference": self.reference.to_arrays(),
-            "network": {name: tensor.numpy() for name, tensor in self.network.state_dict().items()},
+            "network": arrays_of(self.network),
             "mixture": self.mixture.to_arrays(),
         }
         if self.filter is not None:
@@ -296,7 +296,7 @@ class FittedModel:
         reference = SectionReference.from_arrays(parts["reference"])
         mixture = FittedAverage.from_arrays(parts["mixture"], config.cluster.covariance_type)
         fitted_filter = FittedFilter.from_arrays(parts["filter"]) if "filter" in parts else None
-        network = _network(parts["network"], n_features, config, members)
+        network = network_of(parts["network"], n_features, config, members)
         preparation = None
         if "preparation" in parts:
             genes = settings.get("genes")
@@ -335,10 +335,21 @@ class FittedModel:
         )
 
 
-def _network(
+def arrays_of(network: AMILSTNetwork) -> dict[str, np.ndarray]:
+    """The weights by name; see `network_of`."""
+    return {name: tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
+
+
+def network_of(
     arrays: Mapping[str, Any], n_features: int, config: Config, members: int | None
 ) -> AMILSTNetwork:
-    """The network with the weights in ``arrays``, after their names, shapes and dtypes have been compared."""
+    """The network with the weights in ``arrays``, in evaluation mode.
+
+    Raises
+    ------
+    InputError
+        Names, shapes or dtypes are not those of a network of this configuration, or a weight is not finite.
+    """
     if n_features < 1 or (members is not None and members < 1):
         raise _unfit("numbers of features and networks must be positive")
     with torch.device("meta"):  # shapes alone: what the settings declare takes no memory

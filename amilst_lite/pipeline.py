@@ -24,6 +24,7 @@ from scipy import sparse
 
 from . import keys, metrics, plot
 from .analysis.slots import coordinates_of, counts_of
+from .checkpoint import Checkpoint
 from .config import Config
 from .errors import AmilstWarning, InputError, MissingKeyError
 from .estimator import AMILST, validate
@@ -64,6 +65,7 @@ def identify_domains(
     sample_key: str | None = None,
     use_rep: str | None = None,
     callback: Callback | None = None,
+    checkpoint: Checkpoint | None = None,
     **settings: Any,
 ) -> AMILST:
     """Identify spatial domains and write them into ``adata``.
@@ -90,6 +92,8 @@ def identify_domains(
         Matrix of ``obsm`` to use as features instead of the counts, for example ``"X_pca"``.
     callback : callable, optional
         Called after each epoch with (epoch, n_epochs, losses by name).
+    checkpoint : Checkpoint, optional
+        Keeps the results of long stages in a folder, from which the same call continues after it was killed.
     **settings
         Settings that differ from the preset's, by name: ``n_neighbors=6``.
 
@@ -148,6 +152,11 @@ def identify_domains(
         check_memory(needed, resolved)
         if adata.is_view:  # the setters would do the same later, with a warning
             adata._init_as_actual(adata.copy())
+        checkpoint = Checkpoint() if checkpoint is None else checkpoint
+        checkpoint.begin(
+            config.to_dict(), preset, seed, n_domains, str(resolved), torch.get_num_threads(), use_rep, adata.shape,
+            list(adata.var_names), coordinates, None if sample is None else [str(one) for one in sample],
+        )  # fmt: skip
 
         logger.info("graph")
         graph = SpatialGraph.from_coordinates(
@@ -159,36 +168,47 @@ def identify_domains(
         if representation is None:
             logger.info("prepare")
             counts = counts_of(adata)
-            with standard_math():
+            codes = None if sample is None else section_codes(sample, len(sample))[0]
+
+            def prepared_counts() -> tuple[np.ndarray, np.ndarray, FittedPreparation, np.ndarray]:
                 preparation = prepare(
                     counts,
                     config.preprocess,
                     graph.connectivities() if config.preprocess.n_top_genes is not None else None,
                     order=graph.order,
-                    sections=None if sample is None else section_codes(sample, len(sample))[0],
+                    sections=codes,
                     seed=stage_seed(seed, "prepare"),
                     device=resolved,
                 )
-                features, depth = preparation.features, preparation.depth
-                fitted_preparation = FittedPreparation.of(
-                    preparation, adata.var_names, config.preprocess.normalization
+                fitted = FittedPreparation.of(preparation, adata.var_names, config.preprocess.normalization)
+                return preparation.features, preparation.depth, fitted, preparation.genes
+
+            with standard_math():
+                features, depth, fitted_preparation, genes = checkpoint.stage(
+                    "prepare",
+                    prepared_counts,
+                    lambda done: {
+                        "features": done[0],
+                        "depth": done[1],
+                        "fitted": done[2].to_arrays(),
+                        "genes": done[3],
+                        "warnings": np.array(issued, dtype=np.str_),
+                    },
+                    lambda arrays: _stored_preparation(arrays, adata.var_names, config),
                 )
                 prepared = decided = time.perf_counter()
                 if _share_is_open(config):
                     logger.info("network share")
                     share = network_share(
-                        counts,
-                        graph,
-                        config,
-                        genes=preparation.genes,
-                        seed=stage_seed(seed, "share"),
-                        device=resolved,
+                        counts, graph, config, genes=genes, seed=stage_seed(seed, "share"), device=resolved
                     )
                     model.settings = {**settings, "network_share": share.share}
                     decided = time.perf_counter()
         else:
             features = representation
-        model.fit(features, coordinates=coordinates, sample=sample, graph=graph, depth=depth)
+        model.fit(
+            features, coordinates=coordinates, sample=sample, graph=graph, depth=depth, checkpoint=checkpoint
+        )
         if model.fitted_ is not None:
             model.fitted_ = model.fitted_.with_input(fitted_preparation, use_rep)
 
@@ -538,6 +558,19 @@ def simulate_section(
             }
         },
     )
+
+
+def _stored_preparation(
+    arrays: dict[str, Any], genes: pd.Index, config: Config
+) -> tuple[np.ndarray, np.ndarray, FittedPreparation, np.ndarray]:
+    """Features, depth, fitted preparation and mask of the genes, from a checkpoint; warnings are issued again."""
+    for text in arrays["warnings"]:
+        warnings.warn(str(text), AmilstWarning, stacklevel=3)
+    mask = arrays["genes"]
+    fitted = FittedPreparation.from_arrays(
+        arrays["fitted"], [str(name) for name in genes[mask]], config.preprocess.normalization
+    )
+    return arrays["features"], arrays["depth"], fitted, mask
 
 
 def _share_is_open(config: Config) -> bool:

@@ -17,7 +17,7 @@ OPTIONAL = {"matplotlib", "igraph", "umap", "pyarrow", "zarr"}
 # the layers of the design: Â·H and the neighbor search are used by all of layer 1, results use the pipeline.
 LAYERS = [
     ["errors", "_version"],
-    ["keys", "config", "runtime", "model_file"],
+    ["keys", "config", "runtime", "model_file", "checkpoint"],
     ["validation"],
     ["nn.sparse", "spatial.neighbors"],
     ["preprocess", "spatial", "nn", "cluster", "metrics", "simulate"],

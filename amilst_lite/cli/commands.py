@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import keys
+from ..checkpoint import Checkpoint
 from ..config import PRESETS
 from ..errors import InputError
 from .console import Console, write
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
     from ..estimator import AMILST
 
+_MOST_STAMPS = 10_000
+"""Files of a folder whose sizes and times identify an input."""
+
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """Identify the domains of one or several sections."""
@@ -30,10 +34,22 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
     settings = _checked_settings(options)
     _check_input_flags(options)
-    with io.atomic_folder(options.output, overwrite=options.force) as folder:
-        adata, annotation = _read(options, console)
-        model = _identify(adata, options, settings, console)
-        summary = _write_results(adata, folder, options, console, annotation, options.input, model)
+    checkpoint = _checkpoint(options)
+    try:
+        with io.atomic_folder(options.output, overwrite=options.force) as folder:
+            if not options.resume:  # once the folder is locked: of an earlier run that nobody continues
+                checkpoint.clear()
+            adata, annotation = _read(options, console)
+            model = _identify(adata, options, settings, console, checkpoint)
+            summary = _write_results(adata, folder, options, console, annotation, options.input, model)
+    except KeyboardInterrupt:
+        if checkpoint.exists:
+            console.say("the same command with --resume continues this run")
+        raise
+    except Exception:  # it would come again
+        checkpoint.clear()
+        raise
+    checkpoint.clear()
     _write_back(adata, options, console)
     return console.report(summary, options.output)
 
@@ -144,8 +160,26 @@ def _check_outside(output: str, *inputs: str | None) -> None:
             )
 
 
+def _checkpoint(options: argparse.Namespace) -> Checkpoint:
+    """Of a run: beside its output folder, for these inputs as they are on disk."""
+    output = Path(options.output).expanduser()
+    stamps = []
+    for name in (*options.input, options.coordinates):
+        if name is not None:
+            path = Path(name).expanduser()
+            files = sorted(path.rglob("*")) if path.is_dir() else [path]
+            stats = [(str(one), one.stat()) for one in files[:_MOST_STAMPS] if one.is_file()]
+            stamps += [f"{one} {stat.st_size} {stat.st_mtime_ns}" for one, stat in stats]
+    stamps.append(str(read_options(options)))
+    return Checkpoint(output.with_name(f".{output.name}.checkpoint"), stamp="\n".join(stamps))
+
+
 def _identify(
-    adata: AnnData, options: argparse.Namespace, settings: dict[str, Any], console: Console
+    adata: AnnData,
+    options: argparse.Namespace,
+    settings: dict[str, Any],
+    console: Console,
+    checkpoint: Checkpoint | None = None,
 ) -> AMILST:
     from .. import pipeline
 
@@ -157,6 +191,7 @@ def _identify(
         device=options.device,
         sample_key=options.sample_key,
         callback=console.progress,
+        checkpoint=checkpoint,
         **settings,
     )
 

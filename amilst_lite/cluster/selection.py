@@ -8,8 +8,9 @@ Towards its maximum it is flat: the smallest number within 0.8 nats a spot of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -49,6 +50,20 @@ class Selection:
     n_domains: int
     runners_up: tuple[int, ...]
     table: pd.DataFrame
+
+    def to_arrays(self) -> dict[str, Any]:
+        """The state as arrays; see `from_arrays`."""
+        return {
+            "n_domains": np.array(self.n_domains),
+            "runners_up": np.array(self.runners_up, dtype=np.int64),
+            "table": {name: self.table[name].to_numpy() for name in self.table.columns},
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Any]) -> Selection:
+        """The selection of `to_arrays`."""
+        runners_up = tuple(int(number) for number in arrays["runners_up"])
+        return cls(int(arrays["n_domains"]), runners_up, pd.DataFrame(arrays["table"]))
 
 
 def select_n_domains(
