@@ -177,6 +177,8 @@ class ResultKeys:
                 self.comparison,
                 self.connectivity,
                 self.layers,
+                f"{self.domain}_ordered_colors",
+                f"{self.refined}_ordered_colors",
             ),
         }
 

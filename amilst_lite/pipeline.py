@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from scipy import sparse
 
-from . import keys, metrics, plot
+from . import io, keys, metrics, plot
 from .analysis.slots import coordinates_of, counts_of
 from .checkpoint import Checkpoint
 from .config import Config
@@ -239,6 +239,7 @@ def identify_domains(
             "peak_memory": _writable(peak_memory(resolved)),
         }
     record["warnings"] = np.asarray(issued, dtype=object)
+    record |= io.unit_of(adata)
     record |= {
         name: key for name, key in (("sample_key", sample_key), ("use_rep", use_rep)) if key is not None
     }
@@ -348,6 +349,7 @@ def apply_model(
             "model": "in memory" if isinstance(model, AMILST) else Path(model).name,
         }  # fmt: skip
     record["warnings"] = np.asarray(issued, dtype=object)
+    record |= io.unit_of(adata)
     given = (("sample_key", sample_key), ("use_rep", fitted.use_rep))
     record |= {name: key for name, key in given if key is not None}
     _write(adata, names, fitted.config, result, record, None if fitted.preparation is None else features)
@@ -515,13 +517,7 @@ def describe(adata: ad.AnnData) -> list[str]:
             f"median distance to the nearest spot {typical_spacing(points):g}"
         ),
     ]
-    source = adata.uns.get(keys.INPUT, {})
-    if source:
-        left_out = ", ".join(f"{n} {what}" for what, n in source.get("left_out", {}).items()) or "nothing"
-        lines.append(
-            f"platform: {source['platform']}; coordinates in {source['coordinate_unit']}; geometry: "
-            f"{source['geometry']}; left out: {left_out}"
-        )
+    lines += io.input_lines(adata, typical_spacing(points))
     for name in adata.obs.columns:
         column = adata.obs[name]
         lines.append(f"obs[{name!r}]: {column.nunique()} values, {column.isna().sum()} missing")
@@ -597,6 +593,7 @@ def _check_anndata(adata: Any) -> None:
     if not isinstance(adata, ad.AnnData):
         advice = f"adata = amilst_lite.read({str(adata)!r})" if isinstance(adata, str) else "amilst_lite.read"
         raise InputError(f"expected an AnnData, found {type(adata).__name__}. Read a file first: {advice}")
+    io.refuse_lazy(adata)
 
 
 def _check_not_a_view_on_disk(adata: ad.AnnData) -> None:

@@ -16,7 +16,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from . import analysis, keys, plot
+from . import analysis, io, keys, plot
 from .errors import AmilstWarning, InputError, MissingKeyError
 from .estimator import AMILST
 from .pipeline import counts_of, record_of, recorded_warnings, score
@@ -31,7 +31,7 @@ _MOST_SPOTS = 200_000
 """Above, analyses that take minutes or hold the counts in memory are left to `amilst analyze`."""
 _MOST_MARKERS = 100
 """Genes of each domain in the table of marker genes."""
-_FIGURES = ("domains", "composition", "losses", "selection", "shrinkage", "umap")
+_FIGURES = ("domains", "composition", "losses", "markers", "selection", "shrinkage", "umap")
 _FILES = (
     "result.h5ad", "domains.csv", "report.html", "model.h5", "run.json",
     *(f"{name}.csv" for name in analysis.CHEAP), *(f"{name}.png" for name in _FIGURES),
@@ -52,10 +52,9 @@ def write_results(
 ) -> dict[str, Any]:
     """Write the results of a run into a folder.
 
-    Files of an earlier run in the folder are replaced; other files are kept. ``result.h5ad``,
-    ``domains.csv`` and ``run.json`` are written before the figures and the report. What fails, for whatever
-    reason, is left out with a warning. The analyses that take seconds (`amilst_lite.analysis.CHEAP`) are run and
-    written into ``adata`` and as tables.
+    Files of an earlier run in the folder are replaced once all are written; other files are kept. What fails is
+    left out with a warning; if the disk is full or fails, or the function is interrupted, nothing is changed. The
+    analyses that take seconds (`amilst_lite.analysis.CHEAP`) are run and written into ``adata`` and as tables.
 
     Parameters
     ----------
@@ -63,9 +62,9 @@ def write_results(
         After `identify_domains` or `apply_model`.
     folder : path-like
         Folder for ``result.h5ad``, ``domains.csv``, ``report.html``, ``run.json``, the tables of the analyses
-        (``markers.csv``, ...), ``domains.png`` and ``losses.png``, ``model.h5`` if the model is given,
-        ``composition.png`` if there are several sections, and ``selection.png`` if the number of domains was
-        chosen. Created if missing.
+        (``markers.csv``, ...), ``domains.png``, ``losses.png``, ``markers.png`` and ``shrinkage.png``; ``model.h5`` if
+        the model is given, ``composition.png`` if there are several sections, and ``selection.png`` if the number
+        of domains was chosen. Created if missing.
     model : AMILST, optional
         What `identify_domains` has returned.
     source : str or sequence of str
@@ -92,7 +91,7 @@ def write_results(
     MissingKeyError
         ``adata`` has no results under ``key_added``, or no column ``annotation``.
     InputError
-        The folder cannot be written, or ``adata`` is on disk in the file to be written.
+        The folder cannot be written, the disk is full or fails, or ``adata`` is on disk in the file to be written.
 
     Warns
     -----
@@ -101,7 +100,7 @@ def write_results(
     """
     names = keys.ResultKeys(key_added)
     record = _checked_record(adata, names, annotation)
-    folder = _prepared_folder(adata, folder)
+    _check_not_its_own_file(adata, folder)
     started = time.perf_counter()
     summary: dict[str, Any] = {
         "input": source,
@@ -116,6 +115,9 @@ def write_results(
         "annotation": annotation,
         "sample_key": record.get("sample_key"),
         "use_rep": record.get("use_rep"),
+        "coordinates": {
+            name: record[name] for name in ("coordinate_unit", "micrometers_per_unit") if name in record
+        },
         "model": record.get("model"),
         "scores": {},
         **{name: record[name] for name in ("preset", "config", "seed", "device", "estimate", "versions")},
@@ -128,8 +130,11 @@ def write_results(
         try:
             action()
         except Exception as error:  # whatever the reason, the rest of the results is kept
+            failure = io.disk_error(error, place)
+            if failure is not None:  # every other file would fail, too
+                raise failure from error
             if name in _FILES:
-                (folder / name).unlink(missing_ok=True)
+                (place / name).unlink(missing_ok=True)
             reason = " ".join(str(error).split()) or type(error).__name__
             left_out.append(f"{name}: {reason}")
             warnings.warn(f"{name} was left out: {reason}", AmilstWarning, stacklevel=3)
@@ -143,8 +148,8 @@ def write_results(
     def write_record() -> None:
         summary["warnings"] = [*earlier_warnings, *record.get("warnings", ()), *issued]
         summary["left_out"] = left_out
-        summary["files"] = [name for name in _FILES if name == "run.json" or (folder / name).exists()]
-        (folder / "run.json").write_text(to_json(summary) + "\n", encoding="utf-8")
+        summary["files"] = [name for name in _FILES if name == "run.json" or (place / name).exists()]
+        (place / "run.json").write_text(to_json(summary) + "\n", encoding="utf-8")
 
     def write_scores() -> None:
         summary["scores"] = {
@@ -162,19 +167,19 @@ def write_results(
             return
         options = {"n_genes": _MOST_MARKERS} if name == "markers" else {}
         tables.update(analysis.run(adata, [name], key_added=key_added, **options))
-        tables[name].to_csv(folder / f"{name}.csv")
+        tables[name].to_csv(place / f"{name}.csv")
 
-    with recorded_warnings() as issued:
-        _table(adata, names).to_csv(folder / "domains.csv", index=False)
+    with io.atomic_files(folder, _FILES) as place, recorded_warnings() as issued:
+        _table(adata, names).to_csv(place / "domains.csv", index=False)
         logger.info("analyze")
         for name in analysis.CHEAP:
             attempt(f"{name}.csv", lambda name=name: analyze(name))  # type: ignore[misc]
         started_writing = timed("analyze", started)
         logger.info("write")
         written = _without_data_on_disk(adata, left_out)
-        attempt("result.h5ad", lambda: written.write_h5ad(folder / "result.h5ad"))
+        attempt("result.h5ad", lambda: io.write_h5ad(written, place / "result.h5ad"))
         if model is not None and model.fitted_ is not None:
-            attempt("model.h5", lambda: model.save(folder / "model.h5"))
+            attempt("model.h5", lambda: model.save(place / "model.h5"))
         then = timed("write", started_writing)
         write_record()
         logger.info("score")
@@ -182,7 +187,7 @@ def write_results(
         then = timed("score", then)
         logger.info("draw")
         for name, draw in _figures(adata, record, names, annotation, umap).items():
-            file = folder / f"{name}.png"
+            file = place / f"{name}.png"
             attempt(file.name, lambda file=file, draw=draw: plot.save(draw(), file))  # type: ignore[misc]
         then = timed("draw", then)
         write_record()  # with the warnings so far, which the report shows
@@ -190,7 +195,7 @@ def write_results(
         attempt(
             "report.html",
             lambda: write_report(
-                adata, folder / "report.html", key_added=key_added, annotation=annotation, summary=summary,
+                adata, place / "report.html", key_added=key_added, annotation=annotation, summary=summary,
                 command=command, analyses=tables,
             ),
         )  # fmt: skip
@@ -268,21 +273,10 @@ def _checked_record(adata: ad.AnnData, names: keys.ResultKeys, annotation: str |
     return record
 
 
-def _prepared_folder(adata: ad.AnnData, folder: str | PathLike[str]) -> Path:
-    """The folder, created if missing, without the files of an earlier run."""
-    folder = Path(folder)
-    target = folder / "result.h5ad"
+def _check_not_its_own_file(adata: ad.AnnData, folder: str | PathLike[str]) -> None:
+    target = Path(folder) / "result.h5ad"
     if adata.isbacked and Path(adata.filename).resolve() == target.resolve():
         raise InputError(f"adata is read from {target}, which would be overwritten. Choose another folder.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in _FILES:
-            (folder / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"the folder {folder} cannot be written ({error}). Choose another folder."
-        ) from error
-    return folder
 
 
 def _table(adata: ad.AnnData, names: keys.ResultKeys) -> pd.DataFrame:
@@ -318,20 +312,22 @@ def _figures(
 ) -> dict[str, Callable[[], Any]]:
     """Name of a figure → function that draws it."""
     figures: dict[str, Callable[[], Any]] = {
-        "domains": lambda: plot.domains(adata, key=names.domain, refined=names.refined, annotation=annotation)
+        "domains": lambda: plot.domains(
+            adata, key=names.domain, refined=names.refined, annotation=annotation, confidence=names.confidence
+        )
     }
+    key_added = names.key_added
     if record["losses"]:
-        figures["losses"] = lambda: plot.losses(record["losses"])
+        figures["losses"] = lambda: plot.losses(adata, key_added=key_added)
     sample_key = record.get("sample_key")
     if sample_key in adata.obs and adata.obs[sample_key].nunique() > 1:
         figures["composition"] = lambda: plot.composition(adata, sample_key, key=names.domain)
     if record["selection"]:
-        table = {name: np.asarray(column) for name, column in record["selection"].items()}
-        figures["selection"] = lambda: plot.selection_curve(table, record["n_domains"])
+        figures["selection"] = lambda: plot.selection_curve(adata, key_added=key_added)
+    if len(record.get("shrinkage", {}).get("shares", ())) > 1:
+        figures["shrinkage"] = lambda: plot.shrinkage_curve(adata, key_added=key_added)
+    if names.markers in adata.uns:
+        figures["markers"] = lambda: plot.marker_genes(adata, key_added=key_added)
     if umap:
-        figures["umap"] = lambda: plot.umap(
-            adata.obsm[names.embedding],
-            adata.obs[names.domain].to_numpy(),
-            colors=plot.stored_colors(adata, names.domain),
-        )
+        figures["umap"] = lambda: plot.umap(adata, key_added=key_added)
     return figures

@@ -201,7 +201,105 @@ def write_long(path: Path, n_cells: int) -> None:
             )
 
 
+def write_matrix(path: Path, header: str, names: Iterator[str], matrix: Any) -> None:
+    """A comma-separated table of all numbers of a matrix, after the names of its rows."""
+    words = np.array([str(number) for number in range(int(matrix.data.max()) + 1)], dtype=object)
+    with path.open("w") as file:
+        file.write(header + "\n")
+        for start in range(0, matrix.shape[0], 2000):
+            block = words[matrix[start : start + 2000].toarray().astype(int)].tolist()
+            file.write("".join([f"{next(names)},{','.join(row)}\n" for row in block]))
+
+
+def write_merscope(path: Path, n_cells: int) -> None:
+    """Cells × genes, and the cells; identifiers as of MERSCOPE, 19 digits."""
+    import pandas as pd
+
+    path.mkdir()
+    names = [f"11106000{i:011d}" for i in range(n_cells)]
+    header = ",".join(["cell", *(f"Gene{j}" for j in range(N_GENES))])
+    write_matrix(path / "cell_by_gene.csv", header, iter(names), counts(n_cells))
+    grid = positions(n_cells)
+    cells = pd.DataFrame({"": names, "fov": 0, "volume": 812.5})
+    cells["center_x"], cells["center_y"] = grid[:, 0] + 0.25, grid[:, 1] + 0.25
+    cells.to_csv(path / "cell_metadata.csv", index=False)
+
+
+def write_cosmx(path: Path, n_cells: int) -> None:
+    """Fields of view of a thousand cells; a line of counts outside cells for each."""
+    import pandas as pd
+
+    path.mkdir()
+    fov, cell = np.arange(n_cells) // 1000 + 1, np.arange(n_cells) % 1000 + 1
+    names = (f"{one},{other}" for one, other in zip(fov.tolist(), cell.tolist(), strict=True))
+    header = ",".join(["fov", "cell_ID", *(f"Gene{j}" for j in range(N_GENES))])
+    write_matrix(path / "Run_exprMat_file.csv", header, names, counts(n_cells))
+    with (path / "Run_exprMat_file.csv").open("a") as file:
+        file.write("".join([f"{one},0{',1' * N_GENES}\n" for one in np.unique(fov)]))
+    grid = positions(n_cells) * 50
+    cells = pd.DataFrame({"fov": fov, "cell_ID": cell, "Area": 4321})
+    cells["CenterX_global_px"], cells["CenterY_global_px"] = grid.T
+    cells.to_csv(path / "Run_metadata_file.csv", index=False)
+
+
+def write_slideseq(path: Path, n_cells: int) -> None:
+    """Genes × beads, separated by tabs, and the beads."""
+    import pandas as pd
+
+    path.mkdir()
+    names = [f"BEAD{i:010d}" for i in range(n_cells)]
+    matrix = counts(n_cells).T.tocsr()
+    with (path / "Puck.digital_expression.txt").open("w") as file:
+        file.write("\t".join(["GENE", *names]) + "\n")
+        for gene in range(N_GENES):
+            row = matrix[gene].toarray()[0].astype(int).tolist()
+            file.write(f"Gene{gene}\t" + "\t".join(map(str, row)) + "\n")
+    grid = positions(n_cells)
+    beads = pd.DataFrame({"barcode": names, "xcoord": grid[:, 0] + 0.5, "ycoord": grid[:, 1] + 0.5})
+    beads.to_csv(path / "Puck_bead_locations.csv", index=False)
+
+
+def write_mtx(path: Path, n_cells: int) -> None:
+    """Matrix Market as of Cell Ranger 3, with the positions of Space Ranger 2 beside it."""
+    path.mkdir()
+    matrix, grid = counts(n_cells), positions(n_cells)
+    names = [f"cell_{i:08d}-1" for i in range(n_cells)]
+    with gzip.open(path / "matrix.mtx.gz", "wt", compresslevel=1) as file:
+        file.write("%%MatrixMarket matrix coordinate integer general\n%\n")
+        file.write(f"{N_GENES} {n_cells} {matrix.nnz}\n")
+        for start in range(0, n_cells, 5000):
+            block = matrix[start : start + 5000].tocoo()
+            rows = zip(
+                (block.col + 1).tolist(), (block.row + start + 1).tolist(), block.data.tolist(), strict=True
+            )
+            file.write("".join([f"{gene} {cell} {n:.0f}\n" for gene, cell, n in rows]))
+    with gzip.open(path / "barcodes.tsv.gz", "wt", compresslevel=1) as file:
+        file.write("\n".join(names) + "\n")
+    with gzip.open(path / "features.tsv.gz", "wt", compresslevel=1) as file:
+        file.write("".join(f"ENSG{j}\tGene{j}\tGene Expression\n" for j in range(N_GENES)))
+    (path / "spatial").mkdir()
+    with (path / "spatial" / "tissue_positions.csv").open("w") as file:
+        file.write("barcode,in_tissue,array_row,array_col,pxl_row_in_fullres,pxl_col_in_fullres\n")
+        file.write(
+            "".join(
+                [f"{name},1,{y},{x},{y},{x}\n" for name, (x, y) in zip(names, grid.tolist(), strict=True)]
+            )
+        )
+
+
 # --- reading --------------------------------------------------------------------------------
+
+
+def block_chunk(path: Path) -> int:
+    """Bytes of a block of a table of counts: its characters, and eight for each number in it."""
+    from amilst_lite.io.tables import _BLOCK
+
+    table = max((one for one in path.iterdir() if one.is_file()), key=lambda one: one.stat().st_size)
+    with table.open("rb") as file:
+        file.readline()
+        row = file.readline()
+    n_rows = max(1, _BLOCK // len(row))
+    return n_rows * (len(row) + 8 * (row.count(b",") + row.count(b"\t")))
 
 
 def text_chunk(path: Path, n_numbers: int) -> int:
@@ -237,6 +335,16 @@ def usual_recipe(path: Path, rows: list[str], gene: str, count: str, bins: int) 
     return sparse.csr_matrix((table[count], (of_row, of_gene)))
 
 
+def dense_recipe(path: Path, *, transposed: bool) -> Any:
+    """The whole table in pandas, and a sparse matrix of it, as squidpy and spatialdata-io read it."""
+    import pandas as pd
+    from scipy import sparse
+
+    table = pd.read_csv(path, index_col=0, sep="\t" if transposed else ",")
+    values = table.to_numpy()
+    return sparse.csr_matrix(values.T if transposed else values)
+
+
 def other_reader(name: str, path: Path) -> Callable[[], Any]:
     """The reader of another package for a format; its import counts no more than ours."""
     if name == "h5ad":
@@ -256,6 +364,13 @@ def other_reader(name: str, path: Path) -> Callable[[], Any]:
 
         file = "filtered_feature_bc_matrix.h5" if name == "visium_hd" else "cell_feature_matrix.h5"
         return lambda: scanpy.read_10x_h5(path / file)
+    if name == "10x mtx":
+        import scanpy
+
+        return lambda: scanpy.read_10x_mtx(path)
+    if name in ("merscope", "cosmx", "slideseq"):
+        table = max(path.iterdir(), key=lambda one: one.stat().st_size)
+        return lambda: dense_recipe(table, transposed=name == "slideseq")
     if name == "gem.gz":
         return lambda: usual_recipe(path, ["x", "y"], "geneID", "MIDCount", BIN)
     if name == "long table":
@@ -269,6 +384,10 @@ OTHERS = {
     "spatialdata": "spatialdata",
     "visium_hd": "scanpy (counts only)",
     "xenium": "scanpy (counts only)",
+    "merscope": "pandas and scipy",
+    "cosmx": "pandas and scipy",
+    "slideseq": "pandas and scipy",
+    "10x mtx": "scanpy (counts only)",
     "gem.gz": "pandas and scipy",
     "long table": "pandas and scipy",
 }
@@ -280,6 +399,10 @@ FORMATS: dict[str, tuple[str, Callable[[Path, int], None], dict[str, Any], Calla
     "spatialdata": ("s.zarr", write_spatialdata, {}, nothing),
     "visium_hd": ("square_008um", write_visium_hd, {}, nothing),
     "xenium": ("xenium", write_xenium, {}, nothing),
+    "merscope": ("merscope", write_merscope, {}, block_chunk),
+    "cosmx": ("cosmx", write_cosmx, {}, block_chunk),
+    "slideseq": ("slideseq", write_slideseq, {}, block_chunk),
+    "10x mtx": ("mtx", write_mtx, {}, lambda path: text_chunk(path / "matrix.mtx.gz", 3)),
     "gem.gz": ("a.gem.gz", write_gem_gz, {"bin_size": BIN}, lambda path: text_chunk(path, 4)),
     "gef": ("a.gef", write_gef, {"bin_size": BIN}, gef_chunk),
     "long table": ("a.tsv.gz", write_long, {}, lambda path: text_chunk(path, 5)),

@@ -20,8 +20,13 @@ def main() -> None:
     use_threads(options.threads)
     section = amilst.simulate_section(seed=options.seed)
     amilst.identify_domains(section, n_domains=7, seed=options.seed, device=options.device)
-    figure = amilst.plot.domains(section, annotation="ground_truth", refined="amilst_domain_refined")
-    amilst.plot.save(figure, options.output, dpi=80)
+    figure = amilst.plot.domains(
+        section,
+        annotation="ground_truth",
+        refined="amilst_domain_refined",
+        micrometers_per_unit=1.0,  # of the simulation
+    )
+    amilst.plot.save(figure, options.output, dpi=120)
 
 
 if __name__ == "__main__":

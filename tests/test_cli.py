@@ -1,5 +1,6 @@
 """The command line: what it writes, what it prints, what it refuses."""
 
+import errno
 import gzip
 import json
 import os
@@ -79,7 +80,7 @@ def test_run_writes_its_files_and_reports_them(section, tmp_path, capsys):
     assert run(section, out, "--annotation", "ground_truth", "--seed", 3) == 0
     shown = capsys.readouterr().err
     assert {p.name for p in out.iterdir()} == {
-        "result.h5ad", "domains.csv", "domains.png", "losses.png", "model.h5", "run.json", "report.html",
+        "result.h5ad", "domains.csv", "domains.png", "losses.png", "markers.png", "model.h5", "run.json", "report.html",
         "markers.csv", "enrichment.csv", "shapes.csv", "composition.csv", "connectivity.csv",
     }  # fmt: skip
     assert [p.name for p in out.parent.iterdir()] == ["out"]  # no temporary folder remains
@@ -422,11 +423,34 @@ def test_failed_figure_is_a_warning(section, tmp_path, capsys, monkeypatch):
 
 def test_missing_result_is_an_exit_status(section, tmp_path, monkeypatch):
     def fail(*_, **__):
-        raise OSError("no space left on device")
+        raise TypeError("no such type in HDF5")
 
-    monkeypatch.setattr(ad.AnnData, "write_h5ad", fail)
+    monkeypatch.setattr("amilst_lite.io.write_h5ad", fail)
     assert run(section, tmp_path / "out", "--quiet") == 1
     assert (tmp_path / "out/domains.csv").exists()
+
+
+def test_full_disk_is_one_line_and_keeps_earlier_results(section, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "run.json").write_text("earlier")
+
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("amilst_lite.io.write_h5ad", fail)
+    line = refused(capsys, "run", section, "-k", 3, "-o", out, "--force", *QUICK)
+    assert line.endswith(
+        "out cannot be written (No space left on device). Make room, or choose another place."
+    )
+    assert [p.name for p in out.iterdir()] == ["run.json"] and (out / "run.json").read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_output_that_another_run_writes_is_refused_before_reading(section, tmp_path, capsys, no_reading):
+    with amilst.io.atomic_folder(tmp_path / "out"):
+        line = refused(capsys, "run", section, "-k", 3, "-o", tmp_path / "out", *QUICK)
+    assert "out is being written by another run" in line
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a shell with pipes")
@@ -545,7 +569,7 @@ def test_plot_draws_the_figures_again(section, tmp_path, capsys):
         "ground_truth",
     ]
     assert main(arguments) == 0
-    assert {p.name for p in (tmp_path / "svg").iterdir()} == {"domains.svg", "losses.svg"}
+    assert {p.name for p in (tmp_path / "svg").iterdir()} == {"domains.svg", "losses.svg", "markers.svg"}
     assert "<svg" in (tmp_path / "svg" / "domains.svg").read_text()[:2000]
     assert "Run identify_domains" in refused(capsys, "plot", section, "-o", tmp_path / "none")
 

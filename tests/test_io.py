@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import os
+import warnings
 from pathlib import Path
 
 import anndata
@@ -18,6 +19,7 @@ from input_files import (
     PIXELS,
     assert_is_section,
     positions_text,
+    replace_dataset,
     truncate,
     write_10x_h5,
     write_coordinates,
@@ -296,6 +298,73 @@ def test_folder_that_must_not_be_read(tmp_path, monkeypatch):
     first = dataclasses.replace(io.PLATFORMS[0], recognizes=refuse)  # permissions do not bind the superuser
     monkeypatch.setattr("amilst_lite.io.dispatch.PLATFORMS", (first, *io.PLATFORMS[1:]))
     assert io.read(tmp_path).n_obs == N_SPOTS
+
+
+# --- values and files that cannot be meant --------------------------------------------------
+
+
+LARGE = COUNTS.copy()
+LARGE[3, 2] = 1e9
+
+
+@pytest.mark.parametrize("value", ["1000000000", "99999999999999999999", "1e40"])
+def test_counts_in_text_that_cannot_be_counts(tmp_path, value):
+    path = write_counts_table(tmp_path / "c.tsv")
+    lines = [line.split("\t") for line in path.read_text().splitlines()]
+    lines[4][3] = value
+    write_text(path, "\n".join("\t".join(line) for line in lines) + "\n")
+    with pytest.raises(
+        InputError,
+        match=rf"c\.tsv: expected counts below 16,777,216; found .* gene 'Gene2' in spot '{BARCODES[3]}'",
+    ):
+        io.read(path, coordinates=write_coordinates(tmp_path / "xy.csv"))
+
+
+@pytest.mark.parametrize("value", [10**9, 2**63 - 1])
+def test_counts_in_hdf5_that_cannot_be_counts(tmp_path, value):
+    path = write_10x_h5(tmp_path / "m.h5")
+    with h5py.File(path, "r") as file:
+        data = file["matrix/data"][:].astype(np.int64)
+    data[-1] = value
+    replace_dataset(path, "matrix/data", data)
+    with pytest.raises(
+        InputError, match=r"m\.h5: expected counts below 16,777,216; found .* and 0 other such"
+    ):
+        io.read(path, coordinates=write_coordinates(tmp_path / "xy.csv"))
+
+
+def test_largest_count(tmp_path):
+    """Not refused, and exact."""
+    counts = COUNTS.copy()
+    counts[3, 2] = 2**24 - 1
+    path = write_10x_h5(tmp_path / "m.h5", counts)
+    assert_is_section(io.read(path, coordinates=write_coordinates(tmp_path / "xy.csv")), counts=counts)
+
+
+def test_zarr_given_as_a_table(tmp_path):
+    pytest.importorskip("zarr")
+    path = tmp_path / "a.zarr"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # anndata's, of defaults to come
+        anndata.AnnData(COUNTS, obsm={"spatial": PIXELS}).write_zarr(path)
+    counts, xy = write_counts_table(tmp_path / "c.tsv"), write_coordinates(tmp_path / "xy.csv")
+    with pytest.raises(InputError, match=r"a\.zarr is a folder; expected a table of counts.*It contains 'X'"):
+        io.read(path, platform="table", coordinates=xy)
+    with pytest.raises(InputError, match=r"a\.zarr is a folder; expected a table \(csv, tsv or parquet\)"):
+        io.read(counts, coordinates=path)
+    for part in ("X", "obs"):
+        with pytest.raises(
+            InputError, match=r"The folder above is an input \(AnnData \(zarr\)\): give .*a\.zarr"
+        ):
+            io.read(path / part)
+
+
+def test_unknown_separator(tmp_path):
+    path = write_text(tmp_path / "c.csv", "|A|B\ns0|1|2\ns1|3|4\n")
+    with pytest.raises(
+        InputError, match="do not split into the same number of fields by tab, comma, semicolon"
+    ):
+        io.read(path, coordinates=write_coordinates(tmp_path / "xy.csv"))
 
 
 # --- files that are none ----------------------------------------------------------------------

@@ -8,10 +8,12 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import io as scipy_io
+from scipy import sparse
 
 from amilst_lite.errors import InputError
 from amilst_lite.io import entries
-from amilst_lite.io.entries import EntryMatrix, Names, check_counts, read_lines
+from amilst_lite.io.entries import EntryMatrix, Names, check_counts, read_lines, read_matrix_market
 
 
 @settings(max_examples=15, deadline=None)
@@ -149,3 +151,55 @@ def test_counts_and_coordinates_out_of_range(tmp_path):
         InputError, match="line 11: expected coordinates that are not negative; found count 2, x -3"
     ):
         check_counts(tmp_path, lines(x=[0, -3]), positions=("x",))
+
+
+# --- Matrix Market ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gzipped", [False, True])
+@pytest.mark.parametrize("field", ["integer", "real"])
+def test_matrix_market_as_scipy_reads_it(tmp_path, monkeypatch, gzipped, field):
+    monkeypatch.setattr(entries, "CHUNK_LINES", 7)
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(0.4, (9, 23)) * (1 if field == "integer" else 0.5)
+    counts[:, 5] = counts[3] = 0  # a column and a row without entries
+    path = tmp_path / "m.mtx"
+    scipy_io.mmwrite(path, sparse.coo_matrix(counts), comment=" a comment", field=field)
+    written = path.read_text().splitlines()
+    n_head = written.index(f"9 23 {np.count_nonzero(counts)}") + 1
+    head, body = written[:n_head], written[n_head:]
+    text = "\n".join([*head, *rng.permutation(body)]) + "\n"  # in any order
+    path = tmp_path / f"again.mtx{'.gz' if gzipped else ''}"
+    path.write_bytes(gzip.compress(text.encode()) if gzipped else text.encode())
+    matrix = read_matrix_market(path)
+    assert matrix.dtype == np.float32 and matrix.has_canonical_format
+    np.testing.assert_array_equal(matrix.toarray(), scipy_io.mmread(path).toarray().T)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace("coordinate", "array"), "expected a general matrix of coordinates"),
+        (lambda text: text.replace("general", "symmetric"), "found '%%matrixmarket .* symmetric'"),
+        (
+            lambda text: text.replace("3 2 3", "3 2"),
+            "expected the numbers of rows, columns and entries; found '3 2'",
+        ),
+        (lambda text: text.replace("3 2 3", "3 2 4"), "expected 4 entries; found 3"),
+        (lambda text: text.replace("3 2 7", "4 2 7"), "expected entries within 3 rows and 2 columns"),
+        (lambda text: text.replace("3 2 7", "0 2 7"), "expected entries within 3 rows"),
+        (
+            lambda text: text.replace("3 2 7", "3 2 -7"),
+            "line 5: expected counts from 0 to .* found row 3.*column 2",
+        ),
+        (lambda text: text.replace("3 2 7", "3 2 x"), r"m\.mtx cannot be read"),
+        (lambda text: text.replace("3 2 7", "3 2"), "expected counts"),
+        (lambda text: "", r"m\.mtx cannot be read"),
+    ],
+)
+def test_wrong_matrix_market(tmp_path, change, message):
+    text = "%%MatrixMarket matrix coordinate integer general\n3 2 3\n1 1 5\n2 1 6\n3 2 7\n"
+    path = tmp_path / "m.mtx"
+    path.write_text(change(text))
+    with pytest.raises(InputError, match=message):
+        read_matrix_market(path)

@@ -1,6 +1,7 @@
 """h5ad files, and counts that stay on disk."""
 
 import warnings
+from types import SimpleNamespace
 
 import anndata
 import numpy as np
@@ -24,6 +25,7 @@ from scipy import sparse
 
 from amilst_lite import io
 from amilst_lite.errors import AmilstWarning, InputError
+from amilst_lite.io.h5ad import refuse_lazy
 from amilst_lite.preprocess import CountRows, is_on_disk
 
 
@@ -204,3 +206,25 @@ def test_h5ad_with_indices_out_of_range(tmp_path, form, index):
     replace_dataset(path, "X/indices", np.full(np.count_nonzero(COUNTS), index, dtype=np.int32))
     with pytest.raises(InputError, match=r"s\.h5ad cannot be read as an h5ad file \(.*ind"):
         io.read_h5ad(path)
+
+
+def test_lazily_read(tmp_path):
+    read_lazy = pytest.importorskip("anndata.experimental").read_lazy
+    pytest.importorskip("dask")
+    pytest.importorskip("xarray")
+    adata = anndata.AnnData(sparse.csr_matrix(COUNTS), obsm={"spatial": PIXELS})
+    adata.obs["label"] = "a"
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    refuse_lazy(adata)
+    with pytest.raises(InputError, match=r"lazily \(X, obs, obsm\['spatial'\]\).*to_memory.*backed=True"):
+        refuse_lazy(read_lazy(tmp_path / "a.h5ad"))
+
+
+def test_parts_that_are_lazy():
+    """Without dask and xarray: what `read_lazy` returns is recognized by its types."""
+    array = type("Array", (), {"__module__": "dask.array.core"})()
+    table = type("Dataset2D", (), {"__module__": "anndata._core.xarray"})()
+    plain = SimpleNamespace(X=np.zeros((1, 1)), obs=pd.DataFrame(), obsm={"spatial": np.zeros((1, 2))})
+    refuse_lazy(plain)
+    with pytest.raises(InputError, match=r"read lazily \(X, obs\), and results"):
+        refuse_lazy(SimpleNamespace(X=array, obs=table, obsm=plain.obsm))

@@ -9,6 +9,7 @@ from input_files import COUNTS, GENES, N_SPOTS, assert_is_section, truncate, wri
 
 import amilst_lite as amilst
 from amilst_lite.errors import AmilstWarning, InputError
+from amilst_lite.io.platform import recommended_command
 
 XY = np.array([[5000.25 + 13 * i, -40.5 * i] for i in range(N_SPOTS)])
 # as long as the identifiers of MERSCOPE, and hence not exact as float64
@@ -234,10 +235,8 @@ def test_cosmx_of_two_sections(tmp_path):
 def test_wrong_cosmx(tmp_path):
     folder = write_cosmx(tmp_path)
     counts, cells = folder / "Lung5_Rep1_exprMat_file.csv", folder / "Lung5_Rep1_metadata_file.csv"
-    write_text(cells, cosmx_cells().replace("global", "slide"))
-    with pytest.raises(
-        InputError, match=r"no column 'CenterX_global_px', 'CenterY_global_px'.*global coordinates"
-    ):
+    write_text(cells, cosmx_cells().replace("global", "slide").replace("local", "field"))
+    with pytest.raises(InputError, match=r"no column 'CenterX_global_px', 'CenterY_global_px'.*CosMx"):
         amilst.read(folder)
     write_cosmx(tmp_path)
     write_text(counts, cosmx_counts().replace("cell_ID", "name"))
@@ -252,6 +251,32 @@ def test_wrong_cosmx(tmp_path):
     truncate(folder / "Lung5_Rep1_exprMat_file.csv.gz")
     with pytest.raises(InputError, match=r"exprMat_file\.csv\.gz cannot be read as a"):
         amilst.read(folder)
+
+
+def test_cosmx_with_coordinates_within_fields_only(tmp_path, caplog):
+    folder = write_cosmx(tmp_path)
+    write_text(folder / "Lung5_Rep1_metadata_file.csv", cosmx_cells().replace("global", "slide"))
+    with caplog.at_level(logging.INFO, "amilst_lite"):
+        adata = amilst.read(folder)
+    assert_is_section(adata, COSMX_NAMES)
+    local = np.repeat(np.arange(N_SPOTS, dtype=float)[:, None], 2, axis=1)  # fields do not overlap
+    np.testing.assert_array_equal(adata.obsm["spatial"], local)
+    assert "fields" not in adata.uns["amilst_input"]
+
+    again = cosmx_cells().replace("global", "slide").splitlines()
+    moved = [line.split(",") for line in again[1:]]
+    for fields in moved:  # the same places in both
+        fields[3:5] = [str(10 * int(fields[1])), str(int(fields[1]))]
+    write_text(folder / "Lung5_Rep1_metadata_file.csv", lines(again[0].split(","), *moved))
+    with caplog.at_level(logging.INFO, "amilst_lite"):
+        adata = amilst.read(folder)
+    assert "laid out in a row" in adata.uns["amilst_input"]["fields"]
+    assert "--sample-key fov" in caplog.text
+    points, fields = adata.obsm["spatial"], adata.obs["fov"].to_numpy()
+    np.testing.assert_array_equal(points[fields == 1], [[10 * i, i] for i in range(1, 7)])
+    np.testing.assert_array_equal(points[fields == 2] - points[fields == 1], np.tile([100, 0], (6, 1)))
+    command = recommended_command(adata, str(folder), {})
+    assert command.endswith("-o OUT --sample-key fov")
 
 
 # --- seqFISH ----------------------------------------------------------------------------------

@@ -418,6 +418,16 @@ def test_description_of_the_input(tmp_path):
     with pytest.warns(AmilstWarning, match=r"coordinates have different units \(a: micrometer, b: pixel\)"):
         described = read_sections([a, b]).uns["amilst_input"]
     assert described["coordinate_unit"] == "mixed" and described["left_out"] == {"blanks": 7}
+    for size, expected in ((0.502, 0.501), (0.6, None)):
+        for path, own in ((a, 0.5), (b, size)):
+            adata = ad.read_h5ad(path)
+            adata.uns["amilst_input"] = {"coordinate_unit": "pixel", "micrometers_per_unit": own}
+            adata.write_h5ad(path)
+        described = read_sections([a, b]).uns["amilst_input"]
+        assert described["coordinate_unit"] == "pixel"
+        assert described.get("micrometers_per_unit") == (
+            None if expected is None else pytest.approx(expected)
+        )
 
 
 def test_options_of_the_readers(tmp_path):

@@ -1,5 +1,7 @@
 """Text tables of counts, coordinates and annotations."""
 
+import tracemalloc
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -12,12 +14,14 @@ from input_files import (
     write_coordinates,
     write_counts_table,
     write_text,
+    write_visium,
 )
 
 from amilst_lite import io
 from amilst_lite.errors import AmilstWarning, InputError
-from amilst_lite.io import tables
+from amilst_lite.io import entries, tables
 from amilst_lite.io.coordinates import SpotTable
+from amilst_lite.io.files import TextTable
 
 
 @pytest.mark.parametrize("genes_first", [False, True])
@@ -374,6 +378,44 @@ def test_blocks_of_lines(tmp_path, monkeypatch, separator, block):
         assert_is_section(adata, names, genes, expected)
 
 
+def test_fractions_are_read_in_blocks(tmp_path, monkeypatch):
+    """Not line by line, which takes ten times as long."""
+    monkeypatch.setattr(tables, "_parse_rows", None)
+    counts = np.random.default_rng(0).gamma(0.5, 3, (40, 11)).astype(np.float32)
+    counts[counts < 0.5] = 0
+    names, genes = [f"s{i}" for i in range(40)], [f"g{j}" for j in range(11)]
+    rows = [",".join([name, *map(repr, row)]) for name, row in zip(names, counts.tolist(), strict=True)]
+    path = write_text(tmp_path / "c.csv", "\n".join([",".join(["", *genes]), *rows]) + "\n")
+    assert_is_section(
+        io.read(path, coordinates=write_coordinates(tmp_path / "xy.csv", names)), names, genes, counts
+    )
+
+
+@pytest.mark.parametrize(
+    ("header", "unit", "geometry"),
+    [
+        ("spot,x,y", "unknown", "free"),
+        ("spot,x_um,y_um", "micrometer", "free"),
+        ("spot,pixel_x,pixel_y", "pixel", "free"),
+        ("barcode,in_tissue,array_row,array_col,pxl_row_in_fullres,pxl_col_in_fullres", "pixel", "hexagonal"),
+    ],
+)
+def test_unit_and_geometry_that_a_table_states(tmp_path, header, unit, geometry):
+    counts = write_counts_table(tmp_path / "c.csv")
+    n_others = header.count(",") - 2
+    rows = [
+        ",".join([name, *["1", str(i // 4), str(2 * (i % 4) + i // 4 % 2)][:n_others], str(7 * i), str(-i)])
+        for i, name in enumerate(BARCODES)
+    ]
+    text = "\n".join([header, *rows]) + "\n"
+    described = {"coordinate_unit": unit, "geometry": geometry, "left_out": {}}
+    adata = io.read(counts, coordinates=write_text(tmp_path / "xy.csv", text))
+    assert adata.uns["amilst_input"] == {"platform": "table", **described}
+    # and where the input has coordinates of its own, those of the table replace what is known of them
+    visium = io.read(write_visium(tmp_path / "s"), coordinates=tmp_path / "xy.csv")
+    assert visium.uns["amilst_input"] == {"platform": "visium", **described}
+
+
 def test_line_numbers_in_later_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "_BLOCK", 30)
     names = [f"s{i}" for i in range(40)]
@@ -405,6 +447,29 @@ def test_word_among_the_numbers_of_a_later_row(tmp_path):
     table = SpotTable.read(write_text(tmp_path / "xy.csv", "\n".join(["name,x,y,area", *rows]) + "\n"))
     with pytest.raises(InputError, match=r"column 'y' contains 'left' \(1 of 1500 rows\)"):
         table.coordinates()
+
+
+@pytest.mark.parametrize("by_column", [False, True])
+def test_memory_is_that_of_the_result_and_a_block(tmp_path, monkeypatch, by_column):
+    monkeypatch.setattr(tables, "_BLOCK", 50_000)
+    monkeypatch.setattr(entries, "_PENDING", 5_000)
+    monkeypatch.setattr(entries, "_BLOCK", 5_000)
+    counts = np.random.default_rng(0).poisson(0.7, (3000, 250))
+    text = "\n".join(
+        [",".join(["", *(f"g{j}" for j in range(250))]), *(",".join(map(str, ["s", *row])) for row in counts)]
+    )
+    table = TextTable.sniff(write_text(tmp_path / "c.csv", text + "\n"))
+    tables.read_numbers(table, by_column=by_column)  # what is made once
+    tracemalloc.start()
+    try:
+        _, matrix = tables.read_numbers(table, by_column=by_column)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    result = matrix.data.nbytes + matrix.indices.nbytes + matrix.indptr.nbytes
+    np.testing.assert_array_equal(matrix.toarray(), counts)
+    # 750,000 numbers; characters, text objects and numbers of a block, and the names
+    assert peak < 1.5 * (result + 50_000 * (1 + 8 / 2)) + 3000 * 100
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import builtins
 import shutil
+import warnings
 from pathlib import Path
 
 import anndata
@@ -257,6 +258,46 @@ def test_real_visium_section(shared_dir):
     assert io.load_image(adata)[0].ndim == 3
 
 
+def write_array(folder, points):
+    """Four rows of three spots on Visium's array, with pixels (12, 2)."""
+    write_visium(folder)
+    rows = [
+        f"{name},1,{i // 3},{2 * (i % 3) + i // 3 % 2},{y},{x}"
+        for i, (name, (x, y)) in enumerate(zip(BARCODES, points, strict=True))
+    ]
+    header = positions_text(True).splitlines()[0]
+    write_text(folder / "spatial" / "tissue_positions.csv", "\n".join([header, *rows]) + "\n")
+    return folder
+
+
+# places of the spots in µm: 100 apart
+ARRAY = np.array([[100 * (i % 3) + 50 * (i // 3 % 2), 50 * 3**0.5 * (i // 3)] for i in range(N_SPOTS)])
+
+
+@pytest.mark.parametrize("angle", [0, 0.01, np.pi / 2, 2.5])
+def test_size_of_a_pixel(tmp_path, angle):
+    turned = ARRAY @ [[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]] / 0.7
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adata = io.read(write_array(tmp_path / "s", turned))
+    assert adata.uns["amilst_input"]["micrometers_per_unit"] == pytest.approx(0.7, rel=1e-12)
+    distances = np.linalg.norm(np.diff(adata.obsm["spatial"][:3], axis=0), axis=1)
+    np.testing.assert_allclose(distances * 0.7, 100)
+
+
+def test_swapped_x_and_y(tmp_path):
+    folder = write_array(tmp_path / "s", ARRAY[:, ::-1] / 0.7)
+    with pytest.warns(
+        AmilstWarning, match=r"tissue_positions\.csv: x and y of the spots appear to be swapped"
+    ):
+        adata = io.read(folder)
+    assert adata.uns["amilst_input"]["micrometers_per_unit"] == pytest.approx(0.7, rel=1e-12)
+    (folder / "spatial" / "cytassist_image.tiff").touch()  # which may be mirrored
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        io.read(folder)
+
+
 @pytest.mark.parametrize("section", ["dlpfc_151673", "dlpfc_151507"])
 def test_real_positions_and_metadata(shared_dir, tmp_path, section):
     """Real barcodes, positions and layer labels with simulated counts."""
@@ -282,6 +323,8 @@ def test_real_positions_and_metadata(shared_dir, tmp_path, section):
     assert adata.obs["layer_guess"].nunique() == 7
     np.testing.assert_array_equal(adata.obs["array_row"], metadata["row"])
     np.testing.assert_array_equal(adata.obs["array_col"], metadata["col"])
+    # spots have a pitch of 137 or 138 pixels, which is 100 µm
+    assert adata.uns["amilst_input"]["micrometers_per_unit"] == pytest.approx(100 / 137.9, rel=2e-3)
     # array columns run along x, rows along y
     assert np.corrcoef(adata.obs["array_col"], adata.obsm["spatial"][:, 0])[0, 1] > 0.999
     assert np.corrcoef(adata.obs["array_row"], adata.obsm["spatial"][:, 1])[0, 1] > 0.999

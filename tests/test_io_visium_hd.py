@@ -11,6 +11,7 @@ from input_files import GENES, assert_is_section, truncate, write_10x_h5
 
 from amilst_lite import io
 from amilst_lite.errors import AmilstWarning, InputError, MissingExtraError
+from amilst_lite.io import visium_hd
 
 pytest.importorskip("pyarrow")
 
@@ -72,7 +73,8 @@ def assert_is_bins(adata, frame, counts):
 
 @pytest.mark.parametrize("inside", ["", "outs", "outs/binned_outputs"])
 @pytest.mark.parametrize("size", [2, 4])
-def test_bins_of_a_size(tmp_path, inside, size):
+def test_bins_of_a_size(tmp_path, monkeypatch, inside, size):
+    monkeypatch.setattr(visium_hd, "_ROWS", 5)
     bins = write_section(tmp_path / "run", off_tissue=(1, 3))
     adata = io.read(tmp_path / "run" / inside, bin_size=size)
     assert_is_bins(adata, *bins[size])
@@ -173,6 +175,102 @@ def test_wrong_positions(tmp_path, change, message):
     edit(tmp_path, change)
     with pytest.raises(InputError, match=message):
         io.read(tmp_path)
+
+
+# --- cells ----------------------------------------------------------------------------------
+
+
+def write_cells(folder, *, numbers=range(1, 13), properties=lambda number: {"cell_id": number}):
+    """Cells of Space Ranger 4: squares around (100 n, 7 n); the last one in two parts."""
+
+    def square(x, y, half=2.0):
+        corners = [[x - half, y - half], [x + half, y - half], [x + half, y + half], [x - half, y + half]]
+        return [[*corners, corners[0]]]
+
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": square(100 * number, 7 * number)},
+            "properties": properties(number),
+        }
+        for number in reversed(numbers)
+    ]
+    if features:
+        parts = [square(1200 - 30, 84), square(1200 + 10, 84, 2 * 3**0.5)]  # areas 1 : 3
+        features[0]["geometry"] = {"type": "MultiPolygon", "coordinates": parts}
+    place = folder / "segmented_outputs"
+    write_10x_h5(place / "filtered_feature_cell_matrix.h5", barcodes=CELLS)
+    outlines = {"type": "FeatureCollection", "name": "a", "features": features}
+    (place / "cell_segmentations.geojson").write_text(json.dumps(outlines, indent=1))
+    (place / "spatial").mkdir(exist_ok=True)
+    (place / "spatial" / "scalefactors_json.json").write_text('{"microns_per_pixel": 0.25}')
+    return place
+
+
+CELLS = [f"cellid_{number:09d}-1" for number in range(1, 13)]
+
+
+@pytest.mark.parametrize("block", [10, 1000, 10**6])
+@pytest.mark.parametrize(
+    "inside", ["segmented_outputs", "segmented_outputs/filtered_feature_cell_matrix.h5", ""]
+)
+def test_cells(tmp_path, monkeypatch, block, inside):
+    monkeypatch.setattr(visium_hd, "_BLOCK", max(block, 60))  # the header is in the first block
+    write_cells(tmp_path / "outs")
+    adata = io.read(tmp_path / "outs" / inside)
+    assert_is_section(adata, CELLS)
+    np.testing.assert_allclose(adata.obsm["spatial"], np.outer(range(1, 13), [100, 7]), rtol=1e-12)
+    record = adata.uns["amilst_input"]
+    assert (record["platform"], record["geometry"], record["coordinate_unit"]) == (
+        "visium_hd",
+        "free",
+        "pixel",
+    )
+    assert record["micrometers_per_unit"] == 0.25
+    assert adata.uns["spatial"]["lib1"]["scalefactors"] == {"microns_per_pixel": 0.25}
+
+
+def test_bins_come_before_cells(tmp_path):
+    write_bins(tmp_path / "outs" / "binned_outputs", 4)
+    place = write_cells(tmp_path / "outs")
+    assert io.read(tmp_path / "outs").obs_names[0].startswith("s_004um")
+    assert io.read(place).obs_names[0] == CELLS[0]
+    with pytest.raises(InputError, match="not a Visium HD folder"):
+        io.read(place, platform="visium_hd", bin_size=8)
+
+
+def test_cells_without_outline(tmp_path):
+    with pytest.warns(
+        AmilstWarning, match=r"geojson: 2 of 12 cells have no outline \(e\.g\. 'cellid_000000001-1'"
+    ):
+        adata = io.read(write_cells(tmp_path, numbers=range(3, 13)))
+    assert list(adata.obs_names) == CELLS[2:]
+    assert adata.uns["amilst_input"]["left_out"] == {"cells without an outline": 2}
+    with pytest.raises(InputError, match=r"12 of 12 cells have no outline.*Are both files of one section\?"):
+        io.read(write_cells(tmp_path, numbers=range(20, 30)))
+
+
+def test_wrong_outlines(tmp_path):
+    place = write_cells(tmp_path)
+    outlines = place / "cell_segmentations.geojson"
+    text = outlines.read_text()
+    for broken, message in (
+        (text[: len(text) // 2], r"geojson cannot be read as outlines of cells"),
+        (text.replace("features", "shapes"), "does not begin with a list of features"),
+        (text.replace('"cell_id"', '"id"'), r"geojson cannot be read as outlines.*cell_id"),
+        (text.replace('"cell_id": 7', '"cell_id": 8'), "cell_id repeats"),
+    ):
+        outlines.write_text(broken)
+        with pytest.raises(InputError, match=message):
+            io.read(place)
+    (place / "filtered_feature_cell_matrix.h5").rename(place / "raw_feature_cell_matrix.h5")
+    with pytest.raises(
+        InputError, match=r"has no filtered_feature_cell_matrix\.h5.*filtered_counts_file=False"
+    ):
+        io.read(place)
+
+
+# --- both -----------------------------------------------------------------------------------
 
 
 def test_missing_and_broken_parts(tmp_path):

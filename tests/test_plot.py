@@ -4,7 +4,6 @@ import re
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 from xml.etree import ElementTree
 
 import anndata as ad
@@ -15,6 +14,7 @@ import pytest
 from amilst_lite import plot
 from amilst_lite.cluster.shrinkage import Evidence
 from amilst_lite.errors import AmilstWarning, InputError, MissingExtraError, MissingKeyError
+from amilst_lite.estimator import AMILST
 from amilst_lite.metrics import adjusted_rand_index
 from amilst_lite.simulate import simulate_tissue
 
@@ -25,6 +25,9 @@ from matplotlib.colors import to_hex  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.image import imread, imsave  # noqa: E402
 from scipy.spatial.distance import cdist  # noqa: E402
+
+from amilst_lite.plot.colors import quiet_palette  # noqa: E402
+from amilst_lite.plot.panels import letter as panel_letter  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +71,18 @@ def _spot_colors(axis):
 
 
 def _legend(axis):
+    """Label → color."""
     legend = axis.get_legend()
     return {
         text.get_text().rsplit("  (", 1)[0]: to_hex(handle.get_markerfacecolor()).upper()
         for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True)
+    }
+
+
+def _legends(figure):
+    """Title of a legend → its labels and colors."""
+    return {
+        axis.get_legend().get_title().get_text(): _legend(axis) for axis in figure.axes if axis.get_legend()
     }
 
 
@@ -97,12 +108,14 @@ def test_panels_titles_and_scores(adata):
 
 
 def test_spots_have_their_positions_and_the_colors_of_their_domains(adata):
-    axis = _panel(plot.domains(adata), "Domains")
+    figure = plot.domains(adata)
+    axis = _panel(figure, "Domains")
     np.testing.assert_allclose(_discs(axis).get_offsets(), adata.obsm["spatial"])
     expected = np.array(plot.palette(4))[adata.obs["amilst_domain"].astype(int) - 1]
     np.testing.assert_array_equal(_spot_colors(axis), expected)
-    assert _legend(axis) == dict(zip("1234", plot.palette(4), strict=True))
-    sizes = [int(text.get_text().split("(")[1][:-1]) for text in axis.get_legend().get_texts()]
+    assert _legends(figure) == {"Domains": dict(zip("1234", plot.palette(4), strict=True))}
+    texts = figure.axes[-1].get_legend().get_texts()
+    sizes = [int(text.get_text().split("(")[1][:-1]) for text in texts]
     assert sizes == list(adata.obs["amilst_domain"].value_counts(sort=False))
 
 
@@ -135,8 +148,8 @@ def test_rendered_pixels_have_the_colors_of_the_spots(tmp_path):
 
 def test_annotated_regions_have_the_colors_of_the_domains_they_overlap(adata):
     figure = plot.domains(adata, annotation="layer")
-    colors = _legend(_panel(figure, "Annotation"))
-    domains = _legend(_panel(figure, "Domains"))
+    colors = _legends(figure)["Annotation"]
+    domains = _legends(figure)["Domains"]
     assert {f"layer {k}": domains[str(k)] for k in range(1, 5)}.items() <= colors.items()
     assert colors["none"] == "#D9D9D9"
     assert (_spot_colors(_panel(figure, "Annotation"))[:20] == "#D9D9D9").all()
@@ -146,8 +159,10 @@ def test_regions_without_a_domain_have_distinct_colors():
     coordinates = np.random.default_rng(0).uniform(size=(60, 2))
     regions = np.repeat(list("abcdef"), 10)
     domains = np.repeat([0, 1], 30)
-    colors = _legend(_panel(plot.draw_domains(coordinates, domains, annotation=regions), "Annotation"))
+    colors = _legends(plot.draw_domains(coordinates, domains, annotation=regions))["Annotation"]
     assert len(set(colors.values())) == 6
+    spare = [np.hypot(*_lab(color)[1:]) for color in set(colors.values()) - set(plot.palette(2))]
+    assert len(spare) == 4 and max(spare) < 25  # grayish: the chroma of the colors of domains is 40 and more
     # one-to-one: the color of each domain is used for one of the regions it covers
     assert next(name for name, color in colors.items() if color == plot.palette(2)[0]) in "abc"
     assert next(name for name, color in colors.items() if color == plot.palette(2)[1]) in "def"
@@ -156,16 +171,16 @@ def test_regions_without_a_domain_have_distinct_colors():
 def test_color_of_a_domain_does_not_depend_on_other_domains(adata):
     part = adata[adata.obs["amilst_domain"] != "1"].copy()
     part.obs["amilst_domain"] = part.obs["amilst_domain"].astype(str)  # removes the category as well
-    whole, less = (_legend(_panel(plot.domains(a), "Domains")) for a in (adata, part))
+    whole, less = (_legends(plot.domains(a))["Domains"] for a in (adata, part))
     assert less == {name: color for name, color in whole.items() if name != "1"}
     # integers, as estimators return them, count from zero
     codes = adata.obs["amilst_domain"].astype(int).to_numpy() - 1
-    drawn = _panel(plot.draw_domains(adata.obsm["spatial"][codes > 0], codes[codes > 0]), "Domains")
-    assert _legend(drawn) == dict(zip("123", plot.palette(4)[1:], strict=True))
+    drawn = plot.draw_domains(adata.obsm["spatial"][codes > 0], codes[codes > 0])
+    assert _legends(drawn)["Domains"] == dict(zip("123", plot.palette(4)[1:], strict=True))
 
 
 def test_colors_option(adata):
-    colors = _legend(_panel(plot.domains(adata, colors={"2": "red"}), "Domains"))
+    colors = _legends(plot.domains(adata, colors={"2": "red"}))["Domains"]
     assert colors["2"] == "#FF0000" and colors["1"] == plot.palette(1)[0]
     with pytest.raises(InputError, match="colors"):
         plot.domains(adata, colors={"2": "no such color"})
@@ -189,7 +204,7 @@ def test_confidence_panel(adata):
 )
 def test_order_of_legend_entries(labels, expected):
     figure = plot.draw_domains(np.arange(8.0).reshape(4, 2), labels)
-    assert list(_legend(figure.axes[0])) == expected
+    assert list(_legends(figure)["Domains"]) == expected
 
 
 def test_three_coordinates_few_spots_and_duplicate_positions():
@@ -233,7 +248,7 @@ def _check_literal(figure, tmp_path, expected):
     assert drawn
     assert not any(text.get_parse_math() or text.get_usetex() for text in drawn)
     height, width, _ = _pixels(figure, tmp_path / "figure.png").shape
-    assert height < 1000 and width < 2000
+    assert height < 1000 and width < 1000
     plot.save(figure, tmp_path / "figure.svg")
     ElementTree.parse(tmp_path / "figure.svg")  # well-formed
 
@@ -243,8 +258,8 @@ def _check_literal(figure, tmp_path, expected):
 def test_labels_are_drawn_literally(column, name, expected, tmp_path):
     columns = {"labels": ["1", "1", "2", "2"], column: ["other", name, "other", name]}
     figure = plot.draw_domains(np.arange(8.0).reshape(4, 2), **columns)
-    axis = figure.axes[1 if column == "refined" else 0]
-    assert set(_legend(axis)) == {"other", expected}
+    title = {"labels": "Domains", "refined": "Refined domains", "annotation": "Annotation"}[column]
+    assert set(_legends(figure)[title]) == {"other", expected}
     _check_literal(figure, tmp_path, expected)
 
 
@@ -278,7 +293,7 @@ def test_labels_are_drawn_literally_with_usetex_in_rcparams():
     with matplotlib.rc_context({"text.usetex": True}):
         figure = plot.draw_domains(np.arange(8.0).reshape(4, 2), ["a_b", "a_b", "$", "$"], title="50 %")
         texts = [text for text in _texts(figure) if re.search(r"a_b|\$|50 %|Domains", text.get_text())]
-    assert len(texts) == 4 and not any(text.get_usetex() for text in texts)
+    assert len(texts) == 5 and not any(text.get_usetex() for text in texts)
 
 
 # ------------------------------------------------------------------------------------------ stored colors
@@ -291,14 +306,18 @@ def test_stored_colors_are_used(adata):
         adata, refined="amilst_domain_refined", annotation="layer", colors={"1": "#ABCDEF", 9: "red"}
     )
     expected = {"1": "#ABCDEF", "2": "#00FF00", "3": "#0000FF", "4": "#808080"}
-    assert _legend(_panel(figure, "Domains")) == expected
-    assert _legend(_panel(figure, "Refined")) == expected  # no stored colors of their own
+    assert _legends(figure)["Domains"] == expected
+    assert "Refined domains" not in _legends(figure)  # no stored colors of their own
+    np.testing.assert_array_equal(
+        _spot_colors(_panel(figure, "Refined")),
+        pd.Series(expected)[adata.obs["amilst_domain_refined"].astype(str)],
+    )
     assert set(_spot_colors(_panel(figure, "Domains"))) == set(expected.values())
     regions = dict(zip(adata.obs["layer"].cat.categories, adata.uns["layer_colors"], strict=True))
-    assert _legend(_panel(figure, "Annotation")) == regions | {"none": "#D9D9D9"}
+    assert _legends(figure)["Annotation"] == regions | {"none": "#D9D9D9"}
     adata.uns["amilst_domain_refined_colors"] = ["#555555", "#666666", "#777777", "#888888"]
-    refined = _panel(plot.domains(adata, refined="amilst_domain_refined"), "Refined")
-    assert list(_legend(refined).values()) == adata.uns["amilst_domain_refined_colors"]
+    figure = plot.domains(adata, refined="amilst_domain_refined")
+    assert list(_legends(figure)["Refined domains"].values()) == adata.uns["amilst_domain_refined_colors"]
 
 
 def test_stored_colors_follow_the_categories_and_not_the_spots(adata):
@@ -306,7 +325,7 @@ def test_stored_colors_follow_the_categories_and_not_the_spots(adata):
     codes = adata.obs["amilst_domain"].astype(float)
     adata.obs["number"] = pd.Categorical(codes, categories=[4.0, 3.0, 7.0, 2.0, 1.0])
     adata.uns["number_colors"] = ["#444444", "#333333", "#777777", "#222222", "#111111"]
-    drawn = _legend(_panel(plot.domains(adata, "number"), "Domains"))
+    drawn = _legends(plot.domains(adata, "number"))["Domains"]
     assert drawn == {name: f"#{name * 6}" for name in "1234"}
 
 
@@ -328,7 +347,7 @@ def test_stored_colors_follow_the_categories_and_not_the_spots(adata):
 def test_invalid_stored_colors_are_ignored(adata, stored):
     adata.uns["amilst_domain_colors"] = stored
     assert plot.stored_colors(adata, "amilst_domain") == {}
-    drawn = _legend(_panel(plot.domains(adata), "Domains"))
+    drawn = _legends(plot.domains(adata))["Domains"]
     assert drawn == dict(zip("1234", plot.palette(4), strict=True))
 
 
@@ -384,14 +403,14 @@ def _diameter(figure):
     return 2 * float(_discs(figure.axes[0])._widths[0])  # matplotlib keeps half of it
 
 
-def test_spot_diameter_from_spacing_scale_factors_and_option(adata):
-    assert _diameter(plot.domains(adata)) == pytest.approx(95, abs=0.1)  # 100 µm apart
-    adata.uns["spatial"] = {"lib": {"scalefactors": {"spot_diameter_fullres": 55.0}}}
-    assert _diameter(plot.domains(adata)) == pytest.approx(55)
-    assert _diameter(plot.domains(adata, spot_diameter=70)) == pytest.approx(70)
+def test_spot_diameter_from_spacing_scale_factors_and_option(over_image):
+    assert _diameter(plot.domains(over_image)) == pytest.approx(55)
+    # without an image there is nothing to see between the spots, which are 100 µm apart
+    assert _diameter(plot.domains(over_image, image=False)) == pytest.approx(95, abs=0.1)
+    assert _diameter(plot.domains(over_image, spot_diameter=70)) == pytest.approx(70)
     # a diameter in another unit than the coordinates is ignored
-    adata.obsm["spatial"] = adata.obsm["spatial"] / 100
-    assert _diameter(plot.domains(adata)) == pytest.approx(0.95, abs=0.001)
+    over_image.obsm["spatial"] = over_image.obsm["spatial"] / 100
+    assert _diameter(plot.domains(over_image)) == pytest.approx(0.95, abs=0.001)
 
 
 @pytest.mark.parametrize("n_copies", [1, 2])
@@ -482,7 +501,9 @@ def test_figure_is_drawn_without_an_image_that_cannot_be_read(over_image, tmp_pa
 
 
 def test_several_libraries_need_library_id(over_image):
-    over_image.uns["spatial"]["other"] = {"scalefactors": {"spot_diameter_fullres": 60.0}}
+    library = over_image.uns["spatial"]["lib"]
+    factors = library["scalefactors"] | {"spot_diameter_fullres": 60.0}
+    over_image.uns["spatial"]["other"] = {"images": library["images"], "scalefactors": factors}
     figure = plot.domains(over_image)  # neither is used
     assert not figure.axes[0].images and _diameter(figure) == pytest.approx(95, abs=0.1)
     assert plot.domains(over_image, library_id="lib").axes[0].images
@@ -496,7 +517,7 @@ def test_her2st_section(shared_dir):
     a.obs["domain"] = pd.Categorical((np.asarray(a.obsm["spatial"])[:, 0] // 8).astype(int).astype(str))
     figure = plot.domains(a, "domain", annotation="ground_truth")
     assert _diameter(figure) == pytest.approx(0.95)  # array units
-    assert "none" in _legend(_panel(figure, "Annotation"))
+    assert "none" in _legends(figure)["Annotation"]
 
 
 # -------------------------------------------------------------------------------------- several sections
@@ -513,12 +534,6 @@ def joint(adata):
 def _panels(figure):
     """The axes with spots; the others hold legends or a color bar."""
     return [axis for axis in figure.axes if any(isinstance(i, EllipseCollection) for i in axis.collections)]
-
-
-def _legends(figure):
-    return {
-        axis.get_legend().get_title().get_text(): _legend(axis) for axis in figure.axes if axis.get_legend()
-    }
 
 
 def _inch(axis):
@@ -582,7 +597,8 @@ def test_panels_of_several_sections_and_columns(joint):
             assert titles == [
                 "Annotation", f"Domains  ·  ARI {own:.2f}", f"Refined  ·  ARI {refined:.2f}", "Confidence"
             ]  # fmt: skip
-        assert [text.get_text() for text in row[0].texts] == [name] and not row[1].texts
+        letter = "abc"["bac".index(name)]
+        assert [text.get_text() for text in row[0].texts] == [name, letter] and not row[1].texts
         assert np.ptp([axis.get_position().y0 for axis in row]) < 1e-9
         np.testing.assert_array_equal(_discs(row[3]).get_array(), part["amilst_confidence"])
         assert _discs(row[3]).get_clim() == _discs(panels[0, 3]).get_clim()
@@ -591,10 +607,7 @@ def test_panels_of_several_sections_and_columns(joint):
     domains = dict(zip("1234", plot.palette(4), strict=True))
     regions = {f"layer {k}": domains[str(k)] for k in range(1, 5)}
     assert legends == {"Annotation": regions | {"none": "#D9D9D9"}, "Domains": domains}
-    color_bar = next(
-        axis for axis in figure.axes if axis.get_title(loc="left") == "Confidence" and axis not in panels
-    )
-    assert not color_bar.get_legend()
+    assert [text.get_text() for text in figure.texts] == ["Confidence", "S"]  # title of the color bar
 
 
 def test_refined_domains_with_other_colors_have_a_legend(joint):
@@ -676,17 +689,18 @@ def test_many_sections_fit_into_one_figure(adata, n_sections, columns, tmp_path)
     adata.obs["section"] = np.arange(300) * n_sections // 300
     figure = plot.domains(adata, sample_key="section", **columns)
     panels = _panels(figure)
-    n_drawn = min(n_sections, 48)
+    n_drawn = min(n_sections, 32 if columns else 48)  # at most 96 panels
     assert len(panels) == n_drawn * (1 + len(columns))
     width, height = figure.get_size_inches()
-    assert width < 20 and height < 17
+    assert width < 10 and height < 26
     plot.save(figure, tmp_path / "figure.png", dpi=20)
     boxes = [axis.get_window_extent() for axis in panels]
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
     assert min(max(box.width, box.height) for box in boxes) / figure.dpi > 1.0  # inches
     assert min(text.get_fontsize() for text in _texts(figure)) >= 7
     notes = [text.get_text() for text in figure.texts if "left out" in text.get_text()]
-    assert notes == ([] if n_sections == 40 else ["The first 48 of 60 sections; 12 are left out."])
+    left_out = f"The first {n_drawn} of {n_sections} sections; {n_sections - n_drawn} are left out."
+    assert notes == ([] if n_drawn == n_sections else [left_out])
     # the colors and the legend are those of all spots
     assert _legends(figure)["Domains"] == dict(zip("1234", plot.palette(4), strict=True))
 
@@ -716,11 +730,16 @@ def test_texts_of_several_sections_do_not_overlap(shape, n_sections, n_labels, n
     plot.save(figure, tmp_path / "figure.png", dpi=50)
     figure.draw_without_rendering()
     hidden = {text for axis in figure.axes for part in (axis.xaxis, axis.yaxis) for text in _texts(part)}
-    boxes = [text.get_window_extent() for text in _texts(figure) if text not in hidden]
+    shown = [text for text in _texts(figure) if text not in hidden]
+    boxes = [text.get_window_extent() for text in shown]
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    boxes = [
+        box for text, box in zip(shown, boxes, strict=True) if not text.get_path_effects()
+    ]  # not on the tissue
     panels = [axis.get_window_extent() for axis in _panels(figure)]
     assert not any(text.overlaps(panel) for text in boxes for panel in panels)
-    assert max(figure.get_size_inches()) < 25
+    width, height = figure.get_size_inches()
+    assert width < 10 and height < 26
 
 
 def test_sections_have_the_images_and_spot_sizes_of_their_libraries(joint):
@@ -834,6 +853,105 @@ def test_composition_of_many_sections(adata, n_sections, tmp_path):
     assert note == ("The first 200 of 300 sections; 100 are left out." if n_sections == 300 else "")
 
 
+# ------------------------------------------------------------------------- frame, letters, size, many labels
+
+
+def _limits(figure):
+    return np.array([[*axis.get_xlim(), *axis.get_ylim()] for axis in _panels(figure)])
+
+
+def _notes(figure):
+    return [text.get_text() for text in figure.texts if "outside the frame" in text.get_text()]
+
+
+def test_a_spot_far_away_is_outside_the_frame(adata):
+    expected = _limits(plot.domains(adata[1:].copy()))
+    adata.obsm["spatial"][0] = [1e6, 0]
+    figure = plot.domains(adata)
+    np.testing.assert_allclose(_limits(figure), expected)
+    assert _notes(figure) == ["1 spot lies far from all others and outside the frame."]
+    assert len(_discs(figure.axes[0]).get_offsets()) == 300  # it appears in an interactive viewer
+    adata.obs["section"] = np.repeat(["a", "b"], 150)
+    adata.obsm["spatial"][[1, 299]] = [[0, -1e6], [1e6, 1e6]]
+    note = "3 spots lie far from all others and outside the frame (a, b)."
+    assert _notes(plot.domains(adata, sample_key="section")) == [note]
+
+
+def test_a_second_piece_of_tissue_and_small_sections_are_framed_whole(adata):
+    points = adata.obsm["spatial"]
+    extent = np.ptp(points[:, 0])
+    points[:10, 0] += 20 * extent  # 3 % of the spots
+    few = np.random.default_rng(0).uniform(size=(19, 2))
+    few[0] = [500, 0]
+    for figure in (plot.domains(adata), plot.draw_domains(few, np.arange(19) % 2)):
+        axis = figure.axes[0]
+        offsets = np.asarray(_discs(axis).get_offsets())
+        assert axis.get_xlim()[0] < offsets[:, 0].min() and offsets[:, 0].max() < axis.get_xlim()[1]
+        assert not _notes(figure)
+
+
+def test_panels_have_letters(adata):
+    def letters(figure):
+        return [
+            text.get_text()
+            for axis in _panels(figure)
+            for text in axis.texts
+            if text.get_fontweight() == "bold"
+        ]
+
+    assert letters(plot.domains(adata)) == []
+    columns = {"refined": "amilst_domain_refined", "annotation": "layer", "confidence": "amilst_confidence"}
+    assert letters(plot.domains(adata, **columns)) == ["a", "b", "c", "d"]
+    adata.obs["section"] = np.arange(300) * 30 // 300
+    assert letters(plot.domains(adata, sample_key="section"))[24:28] == ["y", "z", "aa", "ab"]
+    assert [panel_letter(i) for i in (0, 25, 26, 701, 702)] == ["a", "z", "aa", "zz", "aaa"]
+
+
+@pytest.mark.parametrize("n_sections", [1, 4, 12])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 0.3), (0.3, 1)])
+def test_figures_have_the_width_of_a_page(n_sections, shape, tmp_path):
+    """What `amilst run` draws beside an annotation is legible at the width of a page, 180 mm."""
+    points = np.random.default_rng(0).uniform(size=(240, 2)) * shape
+    labels = np.arange(240) % 7
+    figure = plot.draw_domains(
+        points,
+        labels,
+        refined=labels,
+        annotation=[f"region {label}" for label in labels],
+        confidence=np.linspace(0.3, 1, 240),
+        sections=np.arange(240) * n_sections // 240,
+    )
+    width, height = figure.get_size_inches()
+    assert width <= (7.2 if n_sections <= 4 else 9.6) and height < 12
+    plot.save(figure, tmp_path / "figure.png", dpi=50)
+    assert imread(tmp_path / "figure.png").shape[1] <= 50 * (width + 0.3)  # nothing sticks out
+    assert min(text.get_fontsize() for text in _texts(figure)) >= 7
+    legends = [axis for axis in figure.axes if axis.get_legend()]
+    lowest = min(axis.get_position().y0 for axis in _panels(figure))
+    assert len(legends) == 2 and all(axis.get_position().y1 <= lowest for axis in legends)
+
+
+def test_more_than_twenty_labels_are_written_on_the_tissue(adata):
+    points = adata.obsm["spatial"]
+    rank = (
+        np.argsort(np.argsort(points[:, 0])) * 6 // 300 * 6 + np.argsort(np.argsort(points[:, 1])) * 6 // 300
+    )
+    figure = plot.draw_domains(points, rank)
+    axis = figure.axes[0]
+    assert {text.get_text() for text in axis.texts} == {str(name) for name in np.unique(rank)}
+    for text in axis.texts:  # each in its own domain
+        (spot,) = np.flatnonzero((points == text.get_position()).all(axis=1))
+        assert str(rank[spot]) == text.get_text()
+    assert len(set(_legends(figure)["Domains"].values())) == len(np.unique(rank)) > 20
+    assert not plot.draw_domains(points, rank % 20).axes[0].texts
+    assert not plot.draw_domains(points, [f"region {name}" for name in rank]).axes[0].texts
+    # no label covers another
+    mixed = plot.draw_domains(points, np.arange(300) % 60)
+    mixed.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in mixed.axes[0].texts]
+    assert boxes and not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
 # --------------------------------------------------------------------------------------- large sections
 
 
@@ -889,6 +1007,95 @@ def test_thirty_colors_are_distinguishable():
 # ----------------------------------------------------------------------------------------- other figures
 
 
+def test_quiet_colors_are_grayish_light_and_distinct():
+    used = plot.palette(8)
+    for n, chroma in ((1, 22), (6, 22), (20, 40)):
+        colors = [_lab(color) for color in quiet_palette(n, used)]
+        assert max(np.hypot(*lab[1:]) for lab in colors) < chroma and min(lab[0] for lab in colors) > 45
+        others = [*colors, *(_lab(color) for color in (*used, "#FFFFFF", "#D9D9D9"))]
+        assert min(np.linalg.norm(a - b) for a in colors for b in others if a is not b) > 4
+
+
+@pytest.fixture
+def with_run(adata):
+    """The record of a run that chose its settings."""
+    adata.obsm["X_amilst"] = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
+    adata.uns["amilst"] = {
+        "losses": {"epoch": np.array([1, 2, 3]), "links": np.array([3.0, 2.0, 1.0])},
+        "selection": {"n_domains": np.array([3, 4, 5]), "log_likelihood": np.array([-2.0, -1.5, -1.0])},
+        "shrinkage": evidence(),
+        "n_domains": 4,
+    }
+    return adata
+
+
+def test_figures_of_a_run(with_run, monkeypatch):
+    """An AnnData gives the figure that its parts give."""
+    reducer = type(
+        "UMAP", (), {"__init__": lambda self, **_: None, "fit_transform": lambda self, x: x[:, :2]}
+    )
+    monkeypatch.setitem(sys.modules, "umap", type(sys)("umap"))
+    sys.modules["umap"].UMAP = reducer
+    with_run.uns["amilst_domain_colors"] = ["#111111", "#222222", "#333333", "#444444"]
+    record = with_run.uns["amilst"]
+    domains = with_run.obs["amilst_domain"]
+    pairs = [
+        (plot.losses(with_run), plot.losses(record["losses"])),
+        (plot.selection_curve(with_run), plot.selection_curve(record["selection"], 4)),
+        (plot.shrinkage_curve(with_run), plot.shrinkage_curve(record["shrinkage"])),
+        (
+            plot.umap(with_run),
+            plot.umap(
+                with_run.obsm["X_amilst"], domains, colors=plot.stored_colors(with_run, "amilst_domain")
+            ),
+        ),
+    ]
+    for first, second in pairs:
+        assert first._repr_png_() == second._repr_png_()
+    assert set(_legend(plot.umap(with_run, "layer").axes[0])) == {
+        *with_run.obs["layer"].cat.categories,
+        "none",
+    }
+    colors = _legend(plot.umap(with_run, colors={"2": "#ABCDEF"}).axes[0])
+    assert colors == {"1": "#111111", "2": "#ABCDEF", "3": "#333333", "4": "#444444"}
+    # under another key
+    with_run.uns["second"] = record | {"losses": {"kl": np.array([1.0, 2.0])}}
+    assert _titles(plot.losses(with_run, key_added="second")) == ["KL divergence"]
+
+
+def test_figures_of_a_run_without_what_they_show(with_run):
+    for draw in (plot.losses, plot.selection_curve, plot.shrinkage_curve):
+        with pytest.raises(MissingKeyError, match="no results under key_added='other'"):
+            draw(with_run, key_added="other")
+    with pytest.raises(MissingKeyError, match="X_other"):
+        plot.umap(with_run, key_added="other")
+    with pytest.raises(MissingKeyError, match="'leiden'"):
+        plot.umap(with_run, "leiden")
+    with_run.uns["amilst"] |= {"losses": {}, "selection": {}, "shrinkage": {}}
+    with pytest.raises(InputError, match="at least one finite loss"):
+        plot.losses(with_run)
+    with pytest.raises(InputError, match="without n_domains"):
+        plot.selection_curve(with_run)
+    with pytest.raises(InputError, match="chose its shrinkage"):
+        plot.shrinkage_curve(with_run)
+    with pytest.raises(InputError, match="a label for each row"):
+        plot.umap(np.eye(30))
+
+
+def test_losses_say_which_way_is_good(adata):
+    """Every term that training records has a caption."""
+    recorded = set()
+    for preset in ("default", "published"):
+        model = AMILST(4, preset=preset, settings={"epochs": 2})
+        recorded |= set(
+            model.fit(adata.X[:80].toarray(), coordinates=adata.obsm["spatial"][:80]).history_
+        ) - {"epoch"}
+    figure = plot.losses({name: [2.0, 1.0] for name in recorded})
+    captions = {axis.get_title(loc="left"): axis.texts[0].get_text() for axis in figure.axes if axis.lines}
+    assert len(captions) == len(recorded) and all(captions.values())
+    assert captions["links"] == "lower is better" and captions["mutual information"] == "higher is better"
+
+
 def test_losses_panels(tmp_path):
     history = {
         "epoch": [1, 2, 3, 4],
@@ -913,7 +1120,10 @@ def test_selection_curve():
     curve, chosen = axis.lines
     np.testing.assert_array_equal(curve.get_xydata(), [[2, -9], [3, -4], [5, -4.5]])
     assert set(chosen.get_xdata()) == {3} and axis.get_legend().get_texts()[0].get_text() == "chosen: 3"
-    assert "held-out" in axis.get_ylabel()
+    assert "held-out" in axis.get_ylabel() and "higher is better" in axis.get_ylabel()
+    smallest = plot.selection_curve(table | {"log_likelihood": [-4.5, -4.0, -5.0]}, 2).axes[0]
+    label = smallest.get_legend().get_texts()[0].get_text()
+    assert label.startswith("chosen: 2, the smallest number") and "almost as good" in label
 
 
 def evidence(**changes):
@@ -1042,8 +1252,8 @@ def test_notebook_representation(adata):
 
 
 def test_namespace_has_only_public_names():
-    modules = {path.stem for path in Path(plot.__file__).parent.glob("*.py")} - {"__init__"}
-    assert {name for name in dir(plot) if not name.startswith("__")} == set(plot.__all__) | modules
+    assert dir(plot) == sorted(plot.__all__)
+    assert all(callable(getattr(plot, name)) for name in plot.__all__)
 
 
 def test_matplotlib_is_imported_lazily_and_pyplot_never():

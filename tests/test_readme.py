@@ -110,8 +110,9 @@ def test_commands_run_as_written(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     for folder in ("amilst_demo", "results", "results_from_disk", "results_published"):
         model = set() if folder == "results_published" else {"model.h5"}  # Leiden has no model of other spots
-        large = set() if folder == "results_from_disk" else {"markers.csv", "shapes.csv"}
-        assert {p.name for p in Path(folder).iterdir()} == model | large | {
+        large = set() if folder == "results_from_disk" else {"markers.csv", "shapes.csv", "markers.png"}
+        curve = set() if folder == "results_published" else {"shrinkage.png"}
+        assert {p.name for p in Path(folder).iterdir()} == model | large | curve | {
             "result.h5ad", "domains.csv", "domains.png", "losses.png", "run.json", "report.html",
             "enrichment.csv", "composition.csv", "connectivity.csv",
         }  # fmt: skip

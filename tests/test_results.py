@@ -1,7 +1,9 @@
 """The output folder of a run."""
 
+import errno
 import json
 import math
+import os
 import sys
 
 import anndata as ad
@@ -16,7 +18,8 @@ from amilst_lite.errors import AmilstWarning, InputError, MissingKeyError
 QUICK = {"epochs": 3, "n_networks": 1, "n_init": 4}
 TABLES = {"markers.csv", "enrichment.csv", "shapes.csv", "composition.csv", "connectivity.csv"}
 DATA = {"result.h5ad", "domains.csv", "run.json"} | TABLES
-ALL = DATA | {"domains.png", "losses.png", "report.html"}
+FIGURES = {"domains.png", "losses.png", "markers.png", "shrinkage.png"}
+ALL = DATA | FIGURES | {"report.html"}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +90,8 @@ def test_figures_of_several_sections(joint, tmp_path, monkeypatch):
     assert names(tmp_path) == ALL | {"composition.png"} and summary["left_out"] == []
     assert "composition.png" in read_record(tmp_path)["files"]
     panels = [axis for axis in drawn["domains.png"].axes if axis.collections]
-    assert len(panels) == 2 * 3  # annotation, domains and refined domains of each section
+    # annotation, domains, refined domains and confidence of each section, and the color bar
+    assert len(panels) == 2 * 4 + 1
     assert [axis.texts[0].get_text() for axis in panels[::3]] == ["first", "second"]
     bars = drawn["composition.png"].axes[0]
     assert [text.get_text() for text in bars.get_yticklabels()] == ["first  (200)", "second  (200)"]
@@ -104,7 +108,7 @@ def test_missing_folder_is_created(done, tmp_path):
     amilst.write_results(done, tmp_path / "a" / "b")
     assert names(tmp_path / "a" / "b") == ALL
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written.*another folder"):
+    with pytest.raises(InputError, match="is a file; expected the name of a folder"):
         amilst.write_results(done, tmp_path / "file")
 
 
@@ -208,7 +212,7 @@ def test_figure_that_fails_while_it_is_saved_leaves_no_file(done, tmp_path, monk
     monkeypatch.setattr(results.plot, "save", save)
     with pytest.warns(AmilstWarning, match="mathtext"):
         amilst.write_results(done, tmp_path)
-    assert names(tmp_path) == ALL - {"domains.png", "losses.png"}
+    assert names(tmp_path) == ALL - FIGURES
 
 
 @pytest.mark.filterwarnings("ignore::amilst_lite.errors.AmilstWarning")
@@ -225,17 +229,48 @@ def test_labels_and_images_that_cannot_be_drawn_do_not_lose_the_run(done, tmp_pa
     assert read_record(tmp_path / "out")["scores"]["domain"]["n_scored"] == 200
 
 
-def test_results_are_written_before_the_figures(done, tmp_path, monkeypatch):
-    found = []
+def test_an_interrupted_write_changes_nothing(done, tmp_path, monkeypatch):
+    (tmp_path / "run.json").write_text("earlier")
+    (tmp_path / "notes.txt").write_text("kept")
 
-    def look(*_, **__):
-        found.append((names(tmp_path), read_record(tmp_path)["n_domains"]))
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(results.plot, "domains", look)
+    monkeypatch.setattr(results.plot, "domains", interrupt)
     with pytest.raises(KeyboardInterrupt):
         amilst.write_results(done, tmp_path)
-    assert found == [(DATA, 3)]
+    assert names(tmp_path) == {"run.json", "notes.txt"}
+    assert (tmp_path / "run.json").read_text() == "earlier"
+
+
+@pytest.mark.parametrize("place", ["table", "figure", "h5ad", "model"])
+def test_a_full_disk_changes_nothing(done, tmp_path, monkeypatch, place):
+    (tmp_path / "run.json").write_text("earlier")
+
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fail_with_message(*_, **__):
+        try:
+            fail()
+        except OSError as error:
+            raise InputError("cannot be saved") from error
+
+    owner, name, action = {
+        "table": (pd.DataFrame, "to_csv", fail),
+        "figure": (results.plot, "save", fail_with_message),
+        "h5ad": (results.io, "write_h5ad", fail),
+        "model": (amilst.AMILST, "save", fail_with_message),
+    }[place]
+    monkeypatch.setattr(owner, name, action)
+    model = amilst.AMILST(3)
+    model.fitted_ = object()  # `save` is replaced
+    if place != "model":
+        model = None
+    with pytest.raises(InputError, match=r"cannot be written \(No space left on device\)\. Make room"):
+        amilst.write_results(done, tmp_path, model=model)
+    assert names(tmp_path) == {"run.json"}
+    assert (tmp_path / "run.json").read_text() == "earlier"
 
 
 @pytest.mark.filterwarnings("ignore::amilst_lite.errors.AmilstWarning")
@@ -262,8 +297,8 @@ def test_without_matplotlib_the_rest_is_written(done, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.warns(AmilstWarning, match=r"amilst-lite\[plot\]"):
         summary = amilst.write_results(done, tmp_path)
-    assert names(tmp_path) == ALL - {"domains.png", "losses.png"}
-    assert len(summary["left_out"]) == 2
+    assert names(tmp_path) == ALL - FIGURES
+    assert len(summary["left_out"]) == len(FIGURES)
 
 
 def test_files_of_an_earlier_run_do_not_remain(done, tmp_path):

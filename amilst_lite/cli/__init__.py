@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..errors import AmilstError
 from .console import Console, write
-from .parser import build_parser
+from .interrupt import Interrupted, interruptible
+
+if TYPE_CHECKING:
+    import argparse
 
 __all__ = ["build_parser", "main"]
 
@@ -20,21 +25,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 on success, 1 if ``result.h5ad`` could not be written, 2 for input that cannot be used, 130 if
-        interrupted.
+        0 on success, 1 if ``result.h5ad`` could not be written, 2 for input that cannot be used and places that
+        cannot be written, 130 if interrupted (Ctrl-C), 143 if ended by SIGTERM.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal without Unicode shows escapes instead of failing
             stream.reconfigure(errors="backslashreplace")
+
     try:
-        return _main(arguments)
+        with interruptible(_show):
+            return _main(arguments)
+    except KeyboardInterrupt as error:  # `Interrupted`, unless not in the main thread
+        interrupted = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+        _show(str(interrupted))
+        if arguments is None:  # run as a program: without the second that torch takes to end in order
+            os._exit(interrupted.status)
+        return interrupted.status
     except BrokenPipeError:  # from the help of argparse, before Python 3.11
         return 0
     finally:
         write(sys.stdout, "")
 
 
+def _show(text: str) -> None:
+    console = Console(quiet=False)
+    console.open_line = console.on_terminal  # there may be a bar
+    console.error(text)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    # not at the top: NumPy and scikit-learn take a second, in which an interrupt would not be answered
+    from . import parser
+
+    return parser.build_parser()
+
+
 def _main(arguments: Sequence[str] | None) -> int:
+    from ..errors import AmilstError
+
     parser = build_parser()
     options = parser.parse_args(arguments)
     # for the record, without the folders of this machine
@@ -54,6 +83,3 @@ def _main(arguments: Sequence[str] | None) -> int:
                 raise
             console.error(f"error: {' '.join(str(error).split()) or type(error).__name__}")
             return 2
-        except KeyboardInterrupt:
-            console.error("interrupted; nothing was written")
-            return 130

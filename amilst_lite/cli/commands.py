@@ -16,6 +16,7 @@ from .. import keys
 from ..checkpoint import Checkpoint
 from ..config import PRESETS
 from ..errors import InputError
+from . import interrupt
 from .console import Console, write
 from .flags import default_text, flag_of, read_options, setting_fields
 
@@ -35,20 +36,23 @@ def run(options: argparse.Namespace, console: Console) -> int:
     settings = _checked_settings(options)
     _check_input_flags(options)
     checkpoint = _checkpoint(options)
-    try:
-        with io.atomic_folder(options.output, overwrite=options.force) as folder:
-            if not options.resume:  # once the folder is locked: of an earlier run that nobody continues
-                checkpoint.clear()
+    advice = "the same command with --resume continues this run"
+    with (
+        interrupt.advising(lambda: advice if checkpoint.exists else ""),
+        io.atomic_folder(options.output, overwrite=options.force) as folder,
+    ):
+        if not options.resume:  # once the folder is locked: of an earlier run that nobody continues
+            checkpoint.clear()
+        try:
             adata, annotation = _read(options, console)
             model = _identify(adata, options, settings, console, checkpoint)
             summary = _write_results(adata, folder, options, console, annotation, options.input, model)
-    except KeyboardInterrupt:
-        if checkpoint.exists:
-            console.say("the same command with --resume continues this run")
-        raise
-    except Exception:  # it would come again
-        checkpoint.clear()
-        raise
+        except Exception as error:
+            if (
+                io.disk_error(error, folder) is None
+            ):  # after a full disk, --resume helps; other errors come again
+                checkpoint.clear()
+            raise
     checkpoint.clear()
     _write_back(adata, options, console)
     return console.report(summary, options.output)
@@ -233,7 +237,7 @@ def simulate(options: argparse.Namespace, console: Console) -> None:
         adata = pipeline.simulate_section(
             options.n_spots, options.n_genes, options.n_domains, seed=options.seed
         )
-        adata.write_h5ad(path)
+        io.write_h5ad(adata, path)
     console.say(
         f"{adata.n_obs} spots × {adata.n_vars} genes written to {options.output}, "
         "with the true domains in obs['ground_truth']"
@@ -269,7 +273,7 @@ def analyze(options: argparse.Namespace, console: Console) -> None:
         tables = analysis.run(adata, names, **given)
         for name, table in tables.items():
             table.to_csv(folder / f"{name}.csv")
-        adata.write_h5ad(folder / "result.h5ad")
+        io.write_h5ad(adata, folder / "result.h5ad")
     console.say(f"Tables written to {options.output}: {', '.join(f'{name}.csv' for name in tables)}")
 
 
@@ -307,6 +311,8 @@ def info(options: argparse.Namespace, console: Console) -> None:
         )
         lines = pipeline.describe(adata)
         lines.append(f"resources for a run with 7 domains: {pipeline.estimate_run(adata, 7)}")
+        given = {"coordinates": options.coordinates, **read_options(options)}
+        lines.append(f"recommended: {io.recommended_command(adata, options.input, given)}")
     write(sys.stdout, "\n".join(lines) + "\n")
 
 

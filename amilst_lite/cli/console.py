@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from ..errors import AmilstWarning
-
 
 def write(stream: TextIO | None, text: str) -> None:
     """Write and flush; what is written to a closed pipe (``| head``) is dropped and the work continues."""
@@ -81,6 +79,8 @@ class Console:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Show the package's log and its warnings, one line each; hide other packages' warnings."""
+        from ..errors import AmilstWarning  # which imports scikit-learn
+
         logger = logging.getLogger("amilst_lite")
         handler = logging.Handler()
         handler.emit = lambda record: self.say(record.getMessage())  # type: ignore[method-assign]

@@ -7,10 +7,11 @@ from .anndata_store import read_h5ad, read_zarr
 from .arrays import read_slideseq, read_st
 from .coordinates import COORDINATE_COLUMNS, join_annotation, join_columns, join_coordinates
 from .dispatch import PLATFORMS, input_table, read, recognize
+from .h5ad import refuse_lazy
 from .imaging import read_cosmx, read_merscope, read_seqfish
 from .long_table import read_long_table
 from .loom import read_loom
-from .platform import Platform
+from .platform import Platform, input_lines, micrometers_per_unit, recommended_command, unit_of
 from .sections import SECTION, read_sections
 from .spatialdata import read_spatialdata, write_labels
 from .stereoseq import read_stereoseq
@@ -18,7 +19,7 @@ from .tables import read_table
 from .tenx import read_10x_h5, read_10x_mtx
 from .visium import load_image, read_visium
 from .visium_hd import read_visium_hd
-from .write import atomic_folder, atomic_path
+from .write import atomic_files, atomic_folder, atomic_path, disk_error, write_h5ad
 from .xenium import read_xenium
 
 __all__ = [
@@ -26,13 +27,17 @@ __all__ = [
     "PLATFORMS",
     "SECTION",
     "Platform",
+    "atomic_files",
     "atomic_folder",
     "atomic_path",
+    "disk_error",
+    "input_lines",
     "input_table",
     "join_annotation",
     "join_columns",
     "join_coordinates",
     "load_image",
+    "micrometers_per_unit",
     "read",
     "read_10x_h5",
     "read_10x_mtx",
@@ -53,5 +58,9 @@ __all__ = [
     "read_xenium",
     "read_zarr",
     "recognize",
+    "recommended_command",
+    "refuse_lazy",
+    "unit_of",
+    "write_h5ad",
     "write_labels",
 ]

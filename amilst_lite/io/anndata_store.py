@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import keys
-from ..errors import AmilstWarning, InputError, MissingExtraError
+from ..errors import AmilstWarning, InputError
 from .files import PathLike, examples, existing, existing_file, hdf5_has, reading
 from .h5ad import are_counts, is_h5ad
 from .hdf5 import open_hdf5
 from .matrix import to_csr, unique
 from .platform import Platform
+from .write import scratch_folder
+from .zarr_store import is_zarr_group, open_zarr
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -170,29 +171,6 @@ def is_anndata_zarr(path: Path) -> bool:
     return is_zarr_group(path) and is_zarr_group(path / "obs") and is_zarr_group(path / "var")
 
 
-def is_zarr_group(path: Path) -> bool:
-    """Whether ``path`` is the folder of a zarr group, format 2 or 3."""
-    try:
-        return any((path / name).is_file() for name in (".zgroup", "zarr.json"))
-    except OSError:
-        return False
-
-
-def open_zarr(path: Path, mode: str = "r") -> Any:
-    """The zarr group in a folder, format 2 or 3.
-
-    Raises
-    ------
-    MissingExtraError
-        zarr is not installed.
-    """
-    try:
-        import zarr
-    except ImportError as error:
-        raise MissingExtraError.for_package("zarr", "zarr", f"reading {path}") from error
-    return zarr.open_group(str(path), mode=mode)
-
-
 def _places(adata: AnnData) -> list[str]:
     """Values of ``layer`` that are possible."""
     return [*adata.layers, *([RAW] if adata.raw is not None and RAW not in adata.layers else [])]
@@ -261,8 +239,8 @@ def _decompressed(path: Path) -> Iterator[Path]:
     if not _is_compressed(path):
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="amilst-") as folder:
-        plain = Path(folder) / path.name.removesuffix(".gz")
+    with scratch_folder() as folder:
+        plain = folder / path.name.removesuffix(".gz")
         with gzip.open(path) as content, plain.open("wb") as copy:
             shutil.copyfileobj(content, copy, 2**20)
         yield plain

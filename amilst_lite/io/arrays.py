@@ -10,9 +10,9 @@ import pandas as pd
 
 from .. import keys
 from ..errors import InputError
-from .files import PathLike, TextTable, examples, existing, existing_file, find_one, holds, listing, reading
+from .files import PathLike, TextTable, examples, existing, existing_file, reading
 from .matrix import assemble, to_csr
-from .platform import Platform
+from .platform import Platform, find_pair, recognizes_pair
 from .tables import is_table, read_numbers, read_table
 
 if TYPE_CHECKING:
@@ -61,22 +61,9 @@ def read_slideseq(path: PathLike) -> AnnData:
     Rodriques et al. (2019), Science 363:1463; Stickels et al. (2021), Nat. Biotechnol. 39:313.
     """
     path = existing(path)
-    folder = path if path.is_dir() else path.parent
-    counts = find_one(folder, _COUNTS) if path.is_dir() else path
-    beads = find_one(folder, _BEADS)
-    if counts is None or beads is None:
-        raise InputError(
-            f"{folder} is no folder of {SLIDESEQ.title}: expected {SLIDESEQ.files}; found {listing(folder)}. "
-            "Give the folder that holds both."
-        )
+    counts, beads = find_pair(path, SLIDESEQ, _COUNTS, _BEADS, same_prefix=False)
     # the locations are those of all beads on the array
     return SLIDESEQ.describe(read_table(counts, beads, complete=False), path)
-
-
-def _recognizes_slideseq(path: Path) -> bool:
-    if path.is_dir():
-        return holds(path, _COUNTS, _BEADS)
-    return path.name.endswith(_COUNTS) and holds(path.parent, _BEADS)
 
 
 # --- Spatial Transcriptomics ------------------------------------------------------------------
@@ -117,7 +104,8 @@ def read_st(path: PathLike, coordinates: PathLike | None = None) -> AnnData:
     """
     path = existing_file(path, "a table of counts")
     if coordinates is not None:
-        return ST.describe(read_table(path, coordinates), path, coordinate_unit="unknown")
+        adata = read_table(path, coordinates)
+        return ST.describe(adata, path, coordinate_unit=adata.uns[keys.INPUT]["coordinate_unit"])
     table = TextTable.sniff(path)
     names, matrix = read_numbers(table)
     rows, columns = pd.Index(names[:, 0], dtype=object), pd.Index(table.first[1:], dtype=object)
@@ -156,7 +144,7 @@ SLIDESEQ = Platform(
     title="Slide-seq v1, v2",
     files="`MappedDGEForR.csv` or `*digital_expression.txt`, and `BeadLocationsForR.csv` or `*bead_locations.csv`",
     read=read_slideseq,
-    recognizes=_recognizes_slideseq,
+    recognizes=recognizes_pair(_COUNTS, _BEADS),
     unit="pixel",
 )
 ST = Platform(

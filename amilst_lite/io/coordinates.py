@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -37,6 +37,8 @@ COORDINATE_COLUMNS = (
     ("pxl_col_in_fullres", "pxl_row_in_fullres"),  # Space Ranger
     ("imagecol", "imagerow"),  # Seurat, spatialLIBD
     ("pixel_x", "pixel_y"),
+    ("x_px", "y_px", "z_px"),
+    ("x_um", "y_um", "z_um"),
     ("x_centroid", "y_centroid", "z_centroid"),  # Xenium
     ("center_x", "center_y", "center_z"),  # MERSCOPE
     ("x_coord", "y_coord", "z_coord"),  # Slide-seq
@@ -46,6 +48,12 @@ COORDINATE_COLUMNS = (
 )
 """Names of the columns that hold x, y and, where there may be one, z. The first entry whose x and y a table
 has is used; case, dots and underscores are ignored."""
+
+_UNITS = {
+    "pixel": ("pxl_col_in_fullres", "imagecol", "pixel_x", "x_px"),
+    "micrometer": ("x_um",),
+}
+"""Unit → names of x that state it."""
 
 SELECTION_COLUMNS = ("in_tissue", "selected")
 """Columns in which 0 marks spots to leave out."""
@@ -218,6 +226,18 @@ class SpotTable:
                 )
             numbers.append(values.to_numpy(dtype=np.float64))
         return np.column_stack(numbers)  # (n, 2 or 3)
+
+    def description(self) -> dict[str, Any]:
+        """``coordinate_unit`` and ``geometry``, for `Platform.describe`, as far as the table states them."""
+        x = _plain((self.coordinate_columns() or ("",))[0])
+        units = [unit for unit, names in _UNITS.items() if x in map(_plain, names)]
+        array = [self.column(name) for name in VISIUM_COLUMNS[2:4]]
+        places = [pd.to_numeric(self.frame[name], errors="coerce") for name in array if name is not None]
+        hexagonal = len(places) == 2 and is_visium_array(*places)
+        return {
+            "coordinate_unit": units[0] if units else "unknown",
+            "geometry": "hexagonal" if hexagonal else "free",
+        }
 
     def deselected(self) -> tuple[np.ndarray, str | None]:
         """Rows that a column of `SELECTION_COLUMNS` marks with 0 (n,), bool, and the name of that column."""
@@ -416,6 +436,13 @@ def join_annotation(adata: AnnData, path: PathLike) -> str:
     for name, values in columns.items():
         adata.obs[name] = values
     return choice[0]
+
+
+def is_visium_array(rows: pd.Series, columns: pd.Series) -> bool:
+    """Whether ``array_row`` and ``array_col`` are places on Visium's array: every second column in each row."""
+    places = np.column_stack([rows, columns]).astype(np.float64)
+    varies = (places != places[:1]).any(axis=0).all()
+    return bool(varies and (places.sum(axis=1) % 2 == 0).all())  # NaN is not 0
 
 
 def suffix_hint(names: pd.Index, identifiers: pd.Index) -> str:

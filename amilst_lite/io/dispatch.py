@@ -15,8 +15,8 @@ from ..errors import InputError
 from ..runtime import total_memory
 from .anndata_store import ANNDATA_ZARR, H5AD, H5AD_GZ
 from .arrays import SLIDESEQ, ST
-from .coordinates import join_coordinates
-from .files import PathLike, TextTable, examples, existing, listing, open_text, reading
+from .coordinates import SpotTable, join_table
+from .files import PathLike, TextTable, examples, existing, existing_file, listing, open_text, reading
 from .imaging import COSMX, MERSCOPE, SEQFISH
 from .long_table import LONG_TABLE
 from .loom import LOOM
@@ -55,6 +55,9 @@ PLATFORMS: tuple[Platform, ...] = (
     TABLE,
 )
 """Every platform, in order of recognition: the first that recognizes an input reads it."""
+
+_ABOUT_COUNTS = ("platform", "left_out")
+"""Entries of ``uns["amilst_input"]`` that hold with other coordinates, too."""
 
 _INSIDE = (".h5ad", ".h5", ".loom", ".h5ad.gz", ".gem", ".gem.gz", ".gef")
 """Endings of files that are looked for in a folder; text could be anything."""
@@ -143,7 +146,7 @@ def read(
                 f"{found.title}. Remove the option."
             )
     if found is TABLE:
-        TextTable.sniff(path)  # is it one?
+        TextTable.sniff(existing_file(path, "a table of counts (csv or tsv)"))  # is it one?
     if found.needs_coordinates and coordinates is None:
         raise InputError(
             f"{path} has counts but no coordinates. Add a table with one row per spot (name, x, y): "
@@ -154,8 +157,11 @@ def read(
         options["coordinates"] = coordinates
     adata = found.read(path, **options)
     if coordinates is not None and not joins:
-        adata = join_coordinates(adata, coordinates, copy=False)
-        adata.uns[keys.INPUT] = {**adata.uns[keys.INPUT], "coordinate_unit": "unknown"}
+        places = SpotTable.read(coordinates)
+        adata = join_table(adata, places, copy=False)
+        # what the file says of its own coordinates no longer applies
+        known = {name: value for name, value in adata.uns[keys.INPUT].items() if name in _ABOUT_COUNTS}
+        adata.uns[keys.INPUT] = {**known, **places.description()}
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise InputError(
             f"{path} has {adata.n_obs} spots and {adata.n_vars} genes; expected at least one of each. Check that "

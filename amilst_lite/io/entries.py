@@ -15,6 +15,7 @@ from scipy import sparse
 
 from ..errors import InputError
 from .files import PathLike, reading
+from .matrix import LARGEST_COUNT
 
 _log = logging.getLogger("amilst_lite")
 
@@ -24,13 +25,11 @@ Progress = Callable[[int, int], None]
 CHUNK_LINES = 2**18
 """Lines of text that are parsed at a time, 25 to 50 MB in the parser."""
 
-LARGEST_COUNT = 2**24
-"""float32 represents all integers up to here."""
-
 _COLUMN_BITS = 20
 _LARGEST_ROW = 2 ** (63 - _COLUMN_BITS) - 1
-_PENDING = 2**19  # entries that wait to be merged, 6 MB and four times as much while they are sorted
+_PENDING = 2**18  # entries that wait to be merged, 3 MB and four times as much while they are sorted
 _BLOCK = 2**18  # entries that are moved at a time
+_GENERAL = (["integer", "general"], ["real", "general"])
 _MISSING = ["", "NA", "NaN", "nan", "null"]
 
 
@@ -85,11 +84,24 @@ class EntryMatrix:
         keys = (rows.astype(np.int64) << _COLUMN_BITS) | columns
         self._pending.append(_sum_equal(keys, counts.astype(np.float32)))
         self._n_pending += len(self._pending[-1][0])
-        if self._n_pending >= max(_PENDING, len(self._counts) // 16):
+        if self._n_pending >= max(_PENDING, len(self._counts) // 32):
             self._merge()
 
-    def finish(self, n_columns: int) -> sparse.csr_matrix:
-        """The matrix of all entries, (n_rows, n_columns), canonical CSR float32; its rows are `rows`.
+    def finish(self, n_columns: int, n_rows: int | None = None) -> sparse.csr_matrix:
+        """The matrix of all entries, canonical CSR float32.
+
+        Parameters
+        ----------
+        n_columns
+            Number of columns.
+        n_rows
+            Number of rows, for keys that are numbers of rows, among which some may have no entries. Default: the
+            rows are `rows`.
+
+        Returns
+        -------
+        csr_matrix
+            (n_rows, n_columns) or (number of keys, n_columns).
 
         Raises
         ------
@@ -101,8 +113,13 @@ class EntryMatrix:
             raise ValueError(
                 f"a count adds up to {LARGEST_COUNT} or more, which float32 does not represent exactly"
             )
-        shape = (len(self.rows), n_columns)
-        matrix = sparse.csr_matrix((self._counts, self._columns, self._indptr), shape=shape)
+        indptr = self._indptr
+        if n_rows is not None:
+            lengths = np.zeros(n_rows + 1, dtype=np.int64)
+            lengths[self.rows + 1] = np.diff(indptr)
+            indptr = np.cumsum(lengths)
+        shape = (len(indptr) - 1, n_columns)
+        matrix = sparse.csr_matrix((self._counts, self._columns, indptr), shape=shape)
         matrix.has_canonical_format = True
         matrix.eliminate_zeros()
         return matrix
@@ -246,6 +263,54 @@ def read_lines(
             if line - reported > 10_000_000:
                 _log.info("%s: %.0f million lines read", path, line / 1e6)
                 reported = line
+
+
+def read_matrix_market(path: Path) -> sparse.csr_matrix:
+    """The transpose of a matrix in a Matrix Market file (gzip or not), canonical CSR float32.
+
+    It is read in chunks; lines may come in any order, and those of the same place are summed.
+
+    Raises
+    ------
+    InputError
+        The file is not such a matrix, is truncated, or has an entry out of range.
+
+    References
+    ----------
+    NIST, "Matrix Market exchange formats", math.nist.gov/MatrixMarket/formats.html.
+    """
+    expected = "a Matrix Market file"
+    with reading(path, expected):
+        with path.open("rb") as raw, _text(raw) as handle:
+            first = handle.readline().lower().split()
+            skip, line = 1, "%"
+            while line.startswith("%") or line.isspace():
+                skip, line = skip + 1, handle.readline()
+        if first[:3] != ["%%matrixmarket", "matrix", "coordinate"] or first[3:] not in _GENERAL:
+            raise ValueError(
+                f"expected a general matrix of coordinates and numbers; found {' '.join(first)!r}"
+            )
+        shape = tuple(map(int, line.split()))
+        if len(shape) != 3:
+            raise ValueError(f"expected the numbers of rows, columns and entries; found {line.strip()!r}")
+        entries, n_read = EntryMatrix(), 0
+        columns: dict[int, tuple[str, Any]] = {
+            0: ("row", np.int64),
+            1: ("column", np.int64),
+            2: ("count", np.float64),
+        }
+        for lines in read_lines(path, columns, separator=" ", skip=skip):
+            check_counts(path, lines)
+            places = lines.frame[["row", "column"]].to_numpy()
+            if places.min() < 1 or (places.max(axis=0) > shape[:2]).any():
+                raise ValueError(
+                    f"expected entries within {shape[0]} rows and {shape[1]} columns; found others"
+                )
+            entries.add(places[:, 1] - 1, places[:, 0] - 1, lines.frame["count"].to_numpy())
+            n_read += len(places)
+        if n_read != shape[2]:
+            raise ValueError(f"expected {shape[2]} entries; found {n_read}")
+        return entries.finish(shape[0], n_rows=shape[1])
 
 
 def check_counts(path: PathLike, lines: Lines, *, positions: tuple[str, ...] = ()) -> None:

@@ -1,12 +1,17 @@
-"""What identifies an h5ad file, and what identifies counts."""
+"""What identifies an h5ad file, counts, and an AnnData that was read lazily."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 from scipy import sparse
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 
 def is_h5ad(file: h5py.File) -> bool:
@@ -20,3 +25,24 @@ def are_counts(matrix: Any) -> bool:
     blocks = np.array_split(values, max(1, values.size // 1_000_000))
     # float32 represents integers up to 2^24 exactly; NaN fails the first comparison
     return all(bool(np.all((one >= 0) & (one <= 2**24) & (one == np.floor(one)))) for one in blocks)
+
+
+def refuse_lazy(adata: AnnData) -> None:
+    """Refuse an AnnData of ``anndata.experimental.read_lazy``, whose arrays are dask's and whose tables xarray's.
+
+    Raises
+    ------
+    InputError
+        It is one; the message says how to load it.
+    """
+    parts = {"X": adata.X, "obs": adata.obs, **{f"obsm[{name!r}]": adata.obsm[name] for name in adata.obsm}}
+    lazy = [
+        name
+        for name, part in parts.items()
+        if type(part).__module__.split(".")[0] in ("dask", "xarray") or type(part).__name__ == "Dataset2D"
+    ]
+    if lazy:
+        raise InputError(
+            f"adata was read lazily ({', '.join(lazy)}), and results cannot be added to it. Load it "
+            "(adata = adata.to_memory()), or leave only the counts on disk: amilst_lite.read(path, backed=True)."
+        )

@@ -14,9 +14,9 @@ import pandas as pd
 from .. import keys
 from ..errors import InputError
 from .coordinates import SpotTable
-from .files import PathLike, TextTable, examples, existing, find_one, holds, listing
-from .matrix import assemble, kinds_of, to_csr
-from .platform import Platform
+from .files import PathLike, TextTable, examples, existing
+from .matrix import assemble, kinds_of, to_csr, without_rows
+from .platform import FIELDS, Platform, find_pair, missing_files, recognizes_pair
 from .tables import join_cells, read_numbers
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def read_merscope(path: PathLike, *, vpt_outputs: PathLike | None = None) -> Ann
     """
     path = existing(path)
     folder = path if vpt_outputs is None else existing(vpt_outputs)
-    counts, metadata = _find(folder, MERSCOPE, *_MERSCOPE)
+    counts, metadata = find_pair(folder, MERSCOPE, *_MERSCOPE)
     table = SpotTable.read_known(metadata, [0], ["center_x", "center_y"], "MERSCOPE's cell_metadata")
     adata, left_out = _read_cells(counts, table, {"blank barcodes": r"^blank[-_ ]?\d"}, n_names=1)
     return MERSCOPE.describe(adata, path, left_out=left_out)
@@ -78,6 +78,7 @@ def read_merscope(path: PathLike, *, vpt_outputs: PathLike | None = None) -> Ann
 
 _COSMX = (_endings("exprMat_file"), _endings("metadata_file"))
 _COSMX_NAMES = ["cell_ID", "fov"]
+_COSMX_AXES = {place: [f"Center{axis}_{place}_px" for axis in "XY"] for place in ("global", "local")}
 _COSMX_CONTROLS = {
     "negative probes": r"^(?:NegPrb|NegProbe|NegControlProbe|Negative\d)",
     "system controls": r"^SystemControl",
@@ -100,20 +101,23 @@ def read_cosmx(path: PathLike, dataset_id: str | None = None) -> AnnData:
     AnnData
         n cells × d genes, named ``"{cell_ID}_{fov}"``. ``X``: transcript counts, CSR, float32.
         ``obsm["spatial"]``: ``CenterX_global_px`` and ``CenterY_global_px``, (n, 2), float64, pixels of the
-        section. ``obs``: the other columns of the cell table, among them ``fov``, the field of view. Negative
-        probes, system controls and counts outside cells (``cell_ID`` 0) are left out and counted in
-        ``uns["amilst_input"]``.
+        section; without them ``CenterX_local_px`` and ``CenterY_local_px``, see Notes. ``obs``: the other columns
+        of the cell table, among them ``fov``, the field of view. Negative probes, system controls and counts
+        outside cells (``cell_ID`` 0) are left out and counted in ``uns["amilst_input"]``.
 
     Warns
     -----
     AmilstWarning
-        Cells without a position or without counts, or names that repeat.
+        As `read_merscope`.
 
     Raises
     ------
     InputError
-        A file is missing or broken, the two belong to different sections, or there are only coordinates
-        within fields of view.
+        As `read_merscope`.
+
+    Notes
+    -----
+    Local coordinates are those within fields of view, which are laid out in a row as by `read_seqfish`.
 
     References
     ----------
@@ -123,11 +127,16 @@ def read_cosmx(path: PathLike, dataset_id: str | None = None) -> AnnData:
     groups = _COSMX
     if dataset_id is not None:
         groups = tuple(tuple(f"{dataset_id}_{name}" for name in group) for group in _COSMX)  # type: ignore[assignment]
-    counts, metadata = _find(path, COSMX, *groups)
-    axes = ["CenterX_global_px", "CenterY_global_px"]
-    table = SpotTable.read_known(metadata, _COSMX_NAMES, axes, "CosMx's metadata with global coordinates")
+    counts, metadata = find_pair(path, COSMX, *groups)
+    axes = _COSMX_AXES["global"]
+    if set(axes).isdisjoint(header := TextTable.sniff(metadata).first) and set(_COSMX_AXES["local"]) <= set(
+        header
+    ):
+        axes = _COSMX_AXES["local"]
+    table = SpotTable.read_known(metadata, _COSMX_NAMES, axes, "CosMx's metadata")
     adata, left_out = _read_cells(counts, table, _COSMX_CONTROLS, names=_COSMX_NAMES, outside="0")
-    return COSMX.describe(adata, path, left_out=left_out)
+    details = {} if axes == _COSMX_AXES["global"] else _lay_out(adata, path)
+    return COSMX.describe(adata, path, left_out=left_out, **details)
 
 
 # --- seqFISH ----------------------------------------------------------------------------------
@@ -160,12 +169,12 @@ def read_seqfish(path: PathLike) -> AnnData:
     Warns
     -----
     AmilstWarning
-        Cells without a position or without counts, or names that repeat.
+        As `read_merscope`.
 
     Raises
     ------
     InputError
-        A file is missing or broken, or the two belong to different sections.
+        As `read_merscope`.
 
     Notes
     -----
@@ -187,30 +196,27 @@ def read_seqfish(path: PathLike) -> AnnData:
     table = SpotTable.read_known(cells, [_CELL, _FIELD], ["X", "Y"], "seqFISH+'s cell centroids")
     adata, left_out = _read_cells(counts, table, {}, names=[_CELL, _FIELD], by_order=True)
     adata.obs = adata.obs.rename(columns={_FIELD: "fov", _CELL: "cell_ID"})
-    details = {}
-    if _lay_out(adata):
-        details["fields"] = "laid out in a row; their true places are not in the files"
-        _log.info(
-            "%s: the coordinates are within fields of view, which overlap; the fields were laid out in a row. "
-            "They can be analyzed as sections with sample_key='fov' (--sample-key fov).",
-            path,
-        )
-    return SEQFISH.describe(adata, path, left_out=left_out, **details)
+    return SEQFISH.describe(adata, path, left_out=left_out, **_lay_out(adata, path))
 
 
-def _lay_out(adata: AnnData) -> bool:
-    """Move the fields of view apart if their extents overlap; whether it was necessary."""
+def _lay_out(adata: AnnData, path: Path) -> dict[str, str]:
+    """Move the fields of view apart if their extents overlap; what to say of it in the description."""
     points, fields = adata.obsm[keys.SPATIAL], adata.obs["fov"]
     codes, names = pd.factorize(fields, sort=True)
     low = np.array([np.nanmin(points[codes == i], axis=0) for i in range(len(names))])
     high = np.array([np.nanmax(points[codes == i], axis=0) for i in range(len(names))])
     meet = ((low[:, None] <= high) & (low <= high[:, None])).all(axis=2)
     if meet.sum() == len(names):  # each with itself
-        return False
+        return {}
     step = 2 * (high - low)[:, 0].max()
     # the same corner for all fields, as their coordinates have the same origin
     adata.obsm[keys.SPATIAL] = points + np.column_stack([codes * step, np.zeros(len(codes))])
-    return True
+    _log.info(
+        "%s: the coordinates are within fields of view, which overlap; the fields were laid out in a row. "
+        "They can be analyzed as sections with sample_key='fov' (--sample-key fov).",
+        path,
+    )
+    return {FIELDS: "laid out in a row; their true places are not in the files"}
 
 
 def _find_seqfish(path: Path) -> tuple[Path, Path]:
@@ -224,7 +230,7 @@ def _find_seqfish(path: Path) -> tuple[Path, Path]:
     if len(pairs) == 1:
         return pairs[0]
     if not pairs:
-        raise _missing(SEQFISH, folder)
+        raise missing_files(SEQFISH, folder)
     raise InputError(
         f"{folder} contains {len(pairs)} sections of seqFISH; expected one. Give one of the tables of counts: "
         f"{examples((counts.name for counts, _ in pairs), 8)}."
@@ -244,27 +250,6 @@ def _seqfish_cells(counts: Path) -> Path | None:
 
 
 # --- common -----------------------------------------------------------------------------------
-
-
-def _missing(platform: Platform, folder: Path) -> InputError:
-    return InputError(
-        f"{folder} is no folder of {platform.title}: expected {platform.files}; found {listing(folder)}. "
-        "Give the folder that holds both."
-    )
-
-
-def _find(path: Path, platform: Platform, counts: Sequence[str], cells: Sequence[str]) -> tuple[Path, Path]:
-    """The tables of counts and of cells in a folder, or a table of counts and the cells beside it."""
-    folder = path if path.is_dir() else path.parent
-    found = find_one(folder, counts) if path.is_dir() else path
-    if found is None:
-        raise _missing(platform, folder)
-    # of the same section, if the names have prefixes
-    prefix = next((found.name.removesuffix(name) for name in counts if found.name.endswith(name)), "")
-    partner = find_one(folder, [prefix + name for name in cells])
-    if partner is None:
-        raise _missing(platform, folder)
-    return found, partner
 
 
 def _read_cells(
@@ -332,17 +317,11 @@ def _read_cells(
         columns = [fields[:, i] for i in (wanted if names else range(n_names))]
         cells = pd.Index(["_".join(parts) for parts in zip(*columns, strict=True)], dtype=object)
         if outside is not None:
-            inside = columns[0] != outside
-            left_out["rows of counts outside cells"] = int((~inside).sum())
-            cells, matrix = cells[inside], matrix[inside]
+            is_outside = columns[0] == outside
+            left_out["rows of counts outside cells"] = int(is_outside.sum())
+            cells, matrix = cells[~is_outside], without_rows(matrix, is_outside)
     obs, var = pd.DataFrame(index=cells), pd.DataFrame(index=header[genes])
     return join_cells(assemble(to_csr(matrix), obs, var, counts), table, counts), left_out
-
-
-def _recognizes(path: Path, counts: Sequence[str], cells: Sequence[str]) -> bool:
-    if path.is_dir():
-        return holds(path, counts, cells)
-    return path.name.endswith(tuple(counts)) and holds(path.parent, cells)
 
 
 def _recognizes_seqfish(path: Path) -> bool:
@@ -358,7 +337,7 @@ MERSCOPE = Platform(
     title="MERSCOPE (MERFISH)",
     files="`cell_by_gene.csv` and `cell_metadata.csv`",
     read=read_merscope,
-    recognizes=lambda path: _recognizes(path, *_MERSCOPE),
+    recognizes=recognizes_pair(*_MERSCOPE),
     unit="micrometer",
 )
 COSMX = Platform(
@@ -366,7 +345,7 @@ COSMX = Platform(
     title="CosMx",
     files="`*_exprMat_file.csv` and `*_metadata_file.csv`, `.gz` or not",
     read=read_cosmx,
-    recognizes=lambda path: _recognizes(path, *_COSMX),
+    recognizes=recognizes_pair(*_COSMX),
     unit="pixel",
 )
 SEQFISH = Platform(

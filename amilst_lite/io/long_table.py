@@ -140,7 +140,7 @@ def read_long_table(
         adata = join_cells(adata, spots_table, path)
     else:
         adata.obsm[keys.SPATIAL] = positions.values
-    return LONG_TABLE.describe(adata, path)
+    return LONG_TABLE.describe(adata, path, **({} if spots_table is None else spots_table.description()))
 
 
 class _Positions:

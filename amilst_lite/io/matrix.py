@@ -17,6 +17,9 @@ from .files import examples
 if TYPE_CHECKING:
     from anndata import AnnData
 
+LARGEST_COUNT = 2**24
+"""float32 represents all integers up to here."""
+
 
 def to_csr(matrix: Any) -> sparse.csr_matrix:
     """``matrix`` (spots × genes) as canonical CSR, float32: sorted, no duplicates, no explicit zeros.
@@ -37,6 +40,15 @@ def to_csr(matrix: Any) -> sparse.csr_matrix:
     return matrix
 
 
+def without_rows(matrix: sparse.csr_matrix, left_out: np.ndarray) -> sparse.csr_matrix:
+    """``matrix`` without the rows ``left_out`` (n,), bool; in its own memory, so that it is no longer usable."""
+    matrix.data[np.repeat(left_out, np.diff(matrix.indptr))] = 0
+    matrix.eliminate_zeros()
+    indptr = np.concatenate([[0], matrix.indptr[1:][~left_out]])
+    shape = (len(indptr) - 1, matrix.shape[1])
+    return sparse.csr_matrix((matrix.data, matrix.indices, indptr), shape=shape)
+
+
 class GrowingArray:
     """A one-dimensional array whose length is not known in advance.
 
@@ -51,8 +63,8 @@ class GrowingArray:
         """Append ``values`` (m,), converted to the type of the array."""
         stop = self._length + len(values)
         if stop > len(self._array):
-            # memory that has not been written to is only reserved
-            self._array.resize(max(stop, 3 * len(self._array) // 2), refcheck=False)
+            # numpy fills what it adds with zeros, so that all of it takes memory
+            self._array.resize(max(stop, 17 * len(self._array) // 16), refcheck=False)
         self._array[self._length : stop] = values
         self._length = stop
 
@@ -78,7 +90,7 @@ def assemble(matrix: Any, obs: pd.DataFrame, var: pd.DataFrame, source: Path) ->
     Raises
     ------
     InputError
-        The numbers of names do not match the shape.
+        The numbers of names do not match the shape; or a count is so large that it cannot be one.
     """
     # not at the top: anndata takes half a second to import
     from anndata import AnnData
@@ -88,9 +100,25 @@ def assemble(matrix: Any, obs: pd.DataFrame, var: pd.DataFrame, source: Path) ->
             f"{source} is inconsistent: the matrix has {matrix.shape[0]} spots × {matrix.shape[1]} genes, "
             f"but there are names of {len(obs)} spots and {len(var)} genes. Download it again."
         )
+    if sparse.issparse(matrix):
+        _refuse_large(matrix, obs.index, var.index, source)
     obs.index = unique(obs.index, "spot names", source)
     var.index = unique(var.index, "gene names", source)
     return AnnData(X=matrix, obs=obs, var=var)
+
+
+def _refuse_large(matrix: sparse.csr_matrix, spots: pd.Index, genes: pd.Index, source: Path) -> None:
+    """Refuse counts from 2^24 on, which float32 does not represent exactly and no instrument yields."""
+    if not matrix.data.max(initial=0) >= LARGEST_COUNT:  # without the memory of a comparison of each
+        return
+    wrong = np.flatnonzero(matrix.data >= LARGEST_COUNT)
+    at = wrong[0]
+    spot = np.searchsorted(matrix.indptr, at, side="right") - 1
+    raise InputError(
+        f"{source}: expected counts below {LARGEST_COUNT:,}; found {matrix.data[at]:g} for gene "
+        f"{str(genes[matrix.indices[at]])!r} in spot {str(spots[spot])!r}, and {len(wrong) - 1} other such values. "
+        "Correct them, or leave out the spots or genes. Is a column of the table not a gene?"
+    )
 
 
 def leave_out(

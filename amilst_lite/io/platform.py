@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scipy import sparse
 
 from .. import keys
-from .files import examples
+from ..errors import InputError
+from .files import examples, find_one, holds, listing
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 _log = logging.getLogger("amilst_lite")
+
+FIELDS = "fields"
+"""Key of ``uns["amilst_input"]``: what was done where coordinates are those within fields of view."""
+
+_GEOMETRIES = {
+    "hexagonal": "hexagonal grid, 6 neighbors",
+    "square": "square grid, 8 neighbors (6 and all that tie)",
+    "free": "free; neighbors by number (--n-neighbors) or distance (--radius)",
+}
+
+_SECTION_COLUMNS = ("section", "section_id", "sample", "sample_id", "library_id", "slice", "slice_id")
+_MOST_SECTIONS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +72,7 @@ class Platform:
     needs_coordinates: bool = False
 
     def describe(
-        self, adata: AnnData, path: Path, *, left_out: Mapping[str, int] | None = None, **details: str
+        self, adata: AnnData, path: Path, *, left_out: Mapping[str, int] | None = None, **details: Any
     ) -> AnnData:
         """Store what is known about the input in ``uns["amilst_input"]``; log what was left out, and empty spots.
 
@@ -71,7 +85,8 @@ class Platform:
         left_out
             What was left out → how many, such as ``{"control probes": 41}``; zeros are dropped.
         **details
-            Replace or add entries, such as ``coordinate_unit`` or ``geometry`` where they depend on the file.
+            Replace or add entries, such as ``coordinate_unit`` or ``geometry`` where they depend on the file, or
+            ``micrometers_per_unit`` where the file states it.
 
         Returns
         -------
@@ -100,3 +115,135 @@ class Platform:
                     examples(adata.obs_names[empty], 8),
                 )
         return adata
+
+
+def recognizes_pair(counts: Sequence[str], places: Sequence[str]) -> Callable[[Path], bool]:
+    """A function for `Platform`: whether a path is a folder with two files, or the first of them beside the second.
+
+    Parameters
+    ----------
+    counts, places
+        Endings of the names of the files with the counts, and of those with the places of the spots or cells.
+    """
+
+    def recognizes(path: Path) -> bool:
+        if path.is_dir():
+            return holds(path, counts, places)
+        return path.name.endswith(tuple(counts)) and holds(path.parent, places)
+
+    return recognizes
+
+
+def find_pair(
+    path: Path, platform: Platform, counts: Sequence[str], places: Sequence[str], *, same_prefix: bool = True
+) -> tuple[Path, Path]:
+    """The files that `recognizes_pair` is about.
+
+    Parameters
+    ----------
+    path
+        The folder, or the file with the counts.
+    platform, counts, places
+        See `recognizes_pair`.
+    same_prefix
+        The names begin alike, so that one folder may hold several sections.
+
+    Raises
+    ------
+    InputError
+        A file is missing, or several match.
+    """
+    folder = path if path.is_dir() else path.parent
+    found = find_one(folder, counts) if path.is_dir() else path
+    prefix = ""
+    if found is not None and same_prefix:
+        prefix = next((found.name.removesuffix(name) for name in counts if found.name.endswith(name)), "")
+    partner = find_one(folder, [prefix + name for name in places])
+    if found is None or partner is None:
+        raise missing_files(platform, folder)
+    return found, partner
+
+
+def missing_files(platform: Platform, folder: Path) -> InputError:
+    """The error for a folder that lacks files of a platform."""
+    return InputError(
+        f"{folder} is no folder of {platform.title}: expected {platform.files}; found {listing(folder)}. "
+        "Give the folder that holds both."
+    )
+
+
+def micrometers_per_unit(adata: AnnData) -> float | None:
+    """Size of the unit of ``obsm["spatial"]`` in µm; None where the input does not state it."""
+    source = adata.uns.get(keys.INPUT, {})
+    if source.get("coordinate_unit") == "micrometer":
+        return 1.0
+    size = source.get("micrometers_per_unit")
+    return None if size is None else float(size)
+
+
+def unit_of(adata: AnnData) -> dict[str, Any]:
+    """The unit of the coordinates, for the record of a run.
+
+    Returns
+    -------
+    dict
+        ``coordinate_unit``, "micrometer", "pixel", "spot", "mixed" or "unknown"; and ``micrometers_per_unit``,
+        where the input states it.
+    """
+    size = micrometers_per_unit(adata)
+    unit = {"coordinate_unit": str(adata.uns.get(keys.INPUT, {}).get("coordinate_unit", "unknown"))}
+    return unit if size is None else {**unit, "micrometers_per_unit": size}
+
+
+def input_lines(adata: AnnData, spacing: float) -> list[str]:
+    """What the reader knows about an input, one line each, for people.
+
+    Parameters
+    ----------
+    adata
+        As read.
+    spacing
+        Distance of neighboring spots, in the unit of the coordinates.
+    """
+    source = adata.uns.get(keys.INPUT, {})
+    size = micrometers_per_unit(adata)
+    unit = str(source.get("coordinate_unit", "unknown"))
+    if size is not None and unit != "micrometer":
+        unit += f" of {size:g} µm; spacing {spacing * size:.3g} µm"
+    left_out = ", ".join(f"{count} {what}" for what, count in source.get("left_out", {}).items())
+    geometry = str(source.get("geometry", "unknown"))
+    lines = [
+        f"platform: {source.get('platform', 'unknown')}",
+        f"unit of the coordinates: {unit}",
+        f"geometry: {_GEOMETRIES.get(geometry, geometry)}",
+        f"left out: {left_out or 'nothing'}",
+    ]
+    return lines + ([f"fields of view: {source[FIELDS]}"] if FIELDS in source else [])
+
+
+def recommended_command(adata: AnnData, path: str, options: Mapping[str, Any]) -> str:
+    """The command line of a run on an input, for people to copy.
+
+    Parameters
+    ----------
+    adata
+        As read.
+    path
+        The input as given.
+    options
+        Options of `read` that were given, such as ``coordinates`` and ``bin_size``.
+    """
+    command = ["amilst", "run", shlex.quote(path), "-o", "OUT"]
+    for name, value in options.items():
+        if value is not None:
+            command += [f"--{name.replace('_', '-')}", shlex.quote(str(value))]
+    column = "fov" if FIELDS in adata.uns.get(keys.INPUT, {}) else _section_column(adata)
+    return " ".join([*command, *(["--sample-key", shlex.quote(column)] if column else [])])
+
+
+def _section_column(adata: AnnData) -> str | None:
+    """The column of ``obs`` that names several sections, by its name."""
+    for column in adata.obs.columns:
+        if str(column).lower() in _SECTION_COLUMNS and 1 < adata.obs[column].nunique() <= _MOST_SECTIONS:
+            return str(column)
+    return None

@@ -81,7 +81,8 @@ def read_sections(
         - ``obsm["spatial"]``: (n, 2) or (n, 3), float64, in the unit of the inputs. Sections may overlap.
         - ``uns["spatial"]``: image and scale factors of each section, under its name. Of an input with
           several libraries, each under "SECTION-LIBRARY", except one with the name of the section.
-        - ``uns["amilst_input"]``: as of `read`, "mixed" where the sections differ.
+        - ``uns["amilst_input"]``: as of `read`, "mixed" where the sections differ; ``micrometers_per_unit`` only if
+          it is the same in all, to a hundredth.
 
         Other layers, matrices and graphs of the inputs, and the domains of earlier runs, are left out,
         because they are not comparable between sections.
@@ -377,6 +378,10 @@ def _joined_description(sections: Sequence[_Section]) -> dict[str, Any]:
                 AmilstWarning,
                 stacklevel=3,
             )
+    sizes = [section.description.get("micrometers_per_unit") for section in sections]
+    known = [float(size) for size in sizes if size is not None]
+    if len(known) == len(sizes) and max(known) < 1.01 * min(known):
+        joined["micrometers_per_unit"] = float(np.mean(known))
     left_out: dict[str, int] = {}
     for section in sections:
         for what, count in section.description.get("left_out", {}).items():

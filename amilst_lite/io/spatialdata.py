@@ -15,10 +15,11 @@ import pandas as pd
 
 from .. import keys
 from ..errors import AmilstWarning, InputError, MissingExtraError, MissingKeyError
-from .anndata_store import is_anndata_zarr, is_zarr_group, open_zarr, read_zarr
+from .anndata_store import is_anndata_zarr, read_zarr
 from .files import PathLike, examples, existing, listing, reading
 from .matrix import unique
 from .platform import Platform
+from .zarr_store import is_zarr_group, open_zarr
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -385,11 +386,11 @@ def _moments(wkb: Any, start: int) -> tuple[np.ndarray, int]:
         corners = np.frombuffer(wkb, f"{order}f8", 2 * n_corners, at + 4).reshape(n_corners, 2)
         at += 4 + 16 * n_corners
         if ring == 0:
-            total = _polygon_moments(corners)
+            total = polygon_moments(corners)
     return total, at
 
 
-def _polygon_moments(corners: np.ndarray) -> np.ndarray:
+def polygon_moments(corners: np.ndarray) -> np.ndarray:
     """Area, area·x and area·y of a closed ring (m, 2), by the trapezoid formula."""
     origin = corners[0]  # large coordinates would cost digits
     x, y = (corners - origin).T

@@ -13,6 +13,7 @@ from scipy import sparse
 
 from ..errors import AmilstWarning, InputError
 from .coordinates import SpotTable, join_table, suffix_hint
+from .entries import EntryMatrix
 from .files import (
     PathLike,
     TextTable,
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("amilst_lite")
 
-_BLOCK = 8_000_000
-"""Characters of a table of counts that are parsed at once: at most 4 million numbers."""
+_BLOCK = 2_000_000
+"""Characters of a table of counts that are parsed at once: at most a million numbers."""
 
 
 def read_table(counts: PathLike, coordinates: PathLike, *, complete: bool = True) -> AnnData:
@@ -89,7 +90,7 @@ def read_table(counts: PathLike, coordinates: PathLike, *, complete: bool = True
         row_names, column_names, matrix = column_names, row_names, matrix.T
     obs, var = pd.DataFrame(index=row_names), pd.DataFrame(index=column_names)
     adata = join_cells(assemble(to_csr(matrix), obs, var, path), table, path, complete=complete)
-    return TABLE.describe(adata, path)
+    return TABLE.describe(adata, path, **table.description())
 
 
 def is_table(path: Path) -> bool:
@@ -148,8 +149,10 @@ def _has_header(table: TextTable, spots: SpotTable) -> bool:
     )
 
 
-def _read_matrix(path: Path, spots: SpotTable) -> tuple[pd.Index, pd.Index, sparse.csr_matrix]:
-    """Names of rows and columns, and the numbers as CSR, float32."""
+def _read_matrix(
+    path: Path, spots: SpotTable
+) -> tuple[pd.Index, pd.Index, sparse.csr_matrix | sparse.csc_matrix]:
+    """Names of rows and columns, and the numbers, float32: as CSR, or as CSC if the columns are spots."""
     table = TextTable.sniff(path)
     n_columns = len(table.first) - 1
     has_header = _has_header(table, spots)
@@ -161,13 +164,20 @@ def _read_matrix(path: Path, spots: SpotTable) -> tuple[pd.Index, pd.Index, spar
             AmilstWarning,
             stacklevel=3,
         )
-    names, matrix = read_numbers(table, has_header=has_header)
-    return pd.Index(names[:, 0], dtype=object), pd.Index(column_names, dtype=object), matrix
+    columns = pd.Index(column_names, dtype=object)
+    by_column = has_header and spots.match(columns).found > 0
+    names, matrix = read_numbers(table, has_header=has_header, by_column=by_column)
+    return pd.Index(names[:, 0], dtype=object), columns, matrix
 
 
 def read_numbers(
-    table: TextTable, *, n_names: int = 1, has_header: bool = True, kept: np.ndarray | None = None
-) -> tuple[np.ndarray, sparse.csr_matrix]:
+    table: TextTable,
+    *,
+    n_names: int = 1,
+    has_header: bool = True,
+    kept: np.ndarray | None = None,
+    by_column: bool = False,
+) -> tuple[np.ndarray, sparse.csr_matrix | sparse.csc_matrix]:
     """Read a table of counts in blocks of lines; the dense matrix is never in memory.
 
     Parameters
@@ -180,13 +190,17 @@ def read_numbers(
         Skip the first line.
     kept
         Which of the d columns of numbers to keep, (d,), bool; default all.
+    by_column
+        Collect the numbers by columns, as their transpose is needed: it takes more time, but not
+        the memory of both.
 
     Returns
     -------
     names : numpy.ndarray
         (n, n_names), object.
-    matrix : scipy.sparse.csr_matrix
-        The numbers, (n, number of columns kept), float32. Its memory is needed, and that of one block.
+    matrix : scipy.sparse.csr_matrix or csc_matrix
+        The numbers, (n, number of columns kept), float32; CSC if ``by_column``. Its memory is needed, and that of
+        one block.
 
     Raises
     ------
@@ -194,35 +208,79 @@ def read_numbers(
         A row has another number of fields than the first line, or a field that is not a number.
     """
     n_columns = len(table.first) - n_names
-    n_kept = n_columns if kept is None else int(kept.sum())
-    names: list[list[str]] = []
-    data, indices = GrowingArray(np.float32), GrowingArray(np.int32)
-    lengths = [np.zeros(1, dtype=np.int64)]
+    kept = np.ones(n_columns, dtype=bool) if kept is None else kept
+    names: list[str] = []
+    entries = _ByColumn() if by_column else _ByRow()
     with reading(table.path, "a table of counts"), table.body(has_header=has_header) as (handle, done):
         while lines := handle.readlines(_BLOCK):
-            block = _parse_integers(lines, table.separator, n_names, n_columns)
+            block = _parse_lines(lines, table.separator, n_names, n_columns)
             if block is None:
                 block = _parse_rows(lines, table, n_names, n_columns, done)
             done += len(lines)
             names += block[0]
-            numbers = block[1] if kept is None else block[1][:, kept]
-            rows, columns = np.nonzero(numbers)
-            indices.extend(columns)
-            data.extend(numbers[rows, columns])
-            lengths.append(np.bincount(rows, minlength=len(numbers)))
-    indptr = np.cumsum(np.concatenate(lengths))
-    matrix = sparse.csr_matrix((data.values, indices.values, indptr), shape=(len(names), n_kept))
-    return np.array(names, dtype=object).reshape(len(names), n_names), matrix
+            numbers = _nonzero(block[1], kept)
+            del lines, block  # before the next ones need memory
+            entries.add(numbers)
+            del numbers
+        matrix = entries.finish(int(kept.sum()))
+    return np.array(names, dtype=object).reshape(matrix.shape[0], n_names), matrix
 
 
-def _parse_integers(
+class _ByRow:
+    """Blocks of rows that become a CSR matrix."""
+
+    def __init__(self) -> None:
+        self._data, self._indices = GrowingArray(np.float32), GrowingArray(np.int32)
+        self._lengths = [np.zeros(1, dtype=np.int64)]
+
+    def add(self, block: sparse.csr_matrix) -> None:
+        self._data.extend(block.data)
+        self._indices.extend(block.indices)
+        self._lengths.append(np.diff(block.indptr))
+
+    def finish(self, n_columns: int) -> sparse.csr_matrix:
+        indptr = np.cumsum(np.concatenate(self._lengths))
+        arrays = (self._data.values, self._indices.values, indptr)
+        return sparse.csr_matrix(arrays, shape=(len(indptr) - 1, n_columns))
+
+
+class _ByColumn:
+    """Blocks of rows that become a CSC matrix."""
+
+    def __init__(self) -> None:
+        self._entries = EntryMatrix()
+        self._n_rows = 0
+
+    def add(self, block: sparse.csr_matrix) -> None:
+        rows = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr)) + self._n_rows
+        self._n_rows += block.shape[0]
+        self._entries.add(block.indices, rows, block.data)
+
+    def finish(self, n_columns: int) -> sparse.csc_matrix:
+        return self._entries.finish(self._n_rows, n_columns).T
+
+
+def _nonzero(numbers: np.ndarray, kept: np.ndarray) -> sparse.csr_matrix:
+    """The nonzero ``numbers`` (m, d) in the columns ``kept`` (d,)."""
+    rows, columns = np.nonzero(numbers)
+    if not kept.all():
+        inside = kept[columns]
+        rows, columns = rows[inside], columns[inside]
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(numbers)))])
+    with np.errstate(over="ignore"):  # `matrix.assemble` refuses what is too large
+        values = numbers[rows, columns].astype(np.float32)
+    position = np.cumsum(kept, dtype=np.int32) - 1  # among the columns kept
+    return sparse.csr_matrix((values, position[columns], indptr), shape=(len(numbers), int(kept.sum())))
+
+
+def _parse_lines(
     lines: list[str], separator: str, n_names: int, n_columns: int
-) -> tuple[list[list[str]], np.ndarray] | None:
-    """Names and numbers of lines without quotes; None if they hold anything but integers.
+) -> tuple[list[str], np.ndarray] | None:
+    """Names, row by row, and numbers of lines without quotes; None if they hold anything else.
 
-    Eight times as fast as the csv module, as numpy reads a block at once.
+    Several times as fast as the csv module, as numpy reads a block at once.
     """
-    names: list[list[str]] = []
+    names: list[str] = []
     fields: list[str] = []
     if separator == " " or any('"' in line for line in lines):
         return None
@@ -230,23 +288,30 @@ def _parse_integers(
         parts = line.rstrip("\r\n").split(separator, n_names)
         if len(parts) != n_names + 1 or parts[-1].count(separator) != n_columns - 1:
             return None
-        names.append(parts[:n_names])
+        names += parts[:n_names]
         fields.append(parts[-1])
+    text = separator.join(fields)
+    del fields
+    numbers = None
     with warnings.catch_warnings():
         warnings.simplefilter("error", DeprecationWarning)  # numpy's for text that is not a number
-        try:
-            numbers = np.fromstring(separator.join(fields), dtype=np.int64, sep=separator)
-        except (ValueError, DeprecationWarning):
-            return None
+        for dtype in (np.int64, np.float64):  # integers are read faster
+            try:
+                numbers = np.fromstring(text, dtype=dtype, sep=separator)
+                break
+            except (ValueError, DeprecationWarning):
+                continue
     # between tabs, numpy skips empty fields
-    return (names, numbers.reshape(len(lines), n_columns)) if numbers.size == len(lines) * n_columns else None
+    if numbers is None or numbers.size != len(lines) * n_columns:
+        return None
+    return names, numbers.reshape(len(lines), n_columns)
 
 
 def _parse_rows(
     lines: list[str], table: TextTable, n_names: int, n_columns: int, done: int
-) -> tuple[list[list[str]], np.ndarray]:
-    """Names and numbers of any lines; ``done`` lines were before them."""
-    names: list[list[str]] = []
+) -> tuple[list[str], np.ndarray]:
+    """Names, row by row, and numbers of any lines; ``done`` lines were before them."""
+    names: list[str] = []
     numbers: list[np.ndarray] = []
     reader = split_rows(lines, table.separator)
     for row in reader:
@@ -267,7 +332,7 @@ def _parse_rows(
                 f"{table.path}, line {line}: counts must be numbers; row {'_'.join(label)!r}: {error}."
                 f"{comma_hint(wrong)}"
             ) from error
-        names.append(row[:n_names])
+        names += row[:n_names]
     return names, np.array(numbers, dtype=np.float32).reshape(len(numbers), n_columns)
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 import pandas as pd
-from scipy import io as scipy_io
 from scipy import sparse
 
 from ..errors import InputError
+from .entries import read_matrix_market
 from .files import (
     PathLike,
     examples,
@@ -27,6 +27,7 @@ from .files import (
     reading,
     text_head,
 )
+from .hdf5 import open_hdf5, own_group
 from .matrix import assemble, to_csr
 from .platform import Platform
 
@@ -43,13 +44,13 @@ _RENAMED_FEATURES = {"name", "id", "gene_id", "feature_type", "_all_tag_keys"}
 def legacy_genomes(file: h5py.File) -> list[str]:
     """Names of the groups that hold a matrix in the layout of Cell Ranger 1 and 2, one per genome."""
     needed = {"barcodes", "genes", "data", "indices", "indptr"}
-    return [name for name, group in file.items() if isinstance(group, h5py.Group) and needed <= set(group)]
+    return [name for name in file if (group := own_group(file, name)) is not None and needed <= set(group)]
 
 
 def is_10x(file: h5py.File) -> bool:
     """Whether an open HDF5 file contains a 10x matrix of any version."""
-    modern = isinstance(file.get("matrix"), h5py.Group) and "features" in file["matrix"]
-    return modern or bool(legacy_genomes(file))
+    matrix = own_group(file, "matrix")
+    return (matrix is not None and "features" in matrix) or bool(legacy_genomes(file))
 
 
 class _CSRGroup(h5py.Group):
@@ -107,7 +108,7 @@ def read_10x_h5(
     10x Genomics, "Feature-Barcode Matrices in HDF5 format", Cell Ranger documentation.
     """
     path = existing_file(path, "a 10x HDF5 file")
-    with reading(path, "a 10x HDF5 matrix"), h5py.File(path, "r") as file:
+    with open_hdf5(path, "a 10x HDF5 matrix") as file:
         if not is_10x(file):
             raise InputError(
                 f"{path} is not a 10x matrix: expected a group 'matrix' with 'features' (Cell Ranger 3+) or "
@@ -181,8 +182,7 @@ def read_10x_mtx(path: PathLike, *, gene_expression_only: bool = True) -> AnnDat
     prefix = matrix_path.name.removesuffix(".gz").removesuffix("matrix.mtx")
     barcodes = _read_names(matrix_path, prefix, ("barcodes",))
     features = _read_names(matrix_path, prefix, ("features", "genes"))
-    with reading(matrix_path, "a Matrix Market file"):
-        matrix = to_csr(scipy_io.mmread(existing(matrix_path)).T)  # stored as genes × barcodes
+    matrix = read_matrix_market(existing(matrix_path))  # stored as genes × barcodes
     var = pd.DataFrame(index=pd.Index(features.iloc[:, min(1, features.shape[1] - 1)]))
     var["gene_ids"] = features[0].to_numpy()
     var["feature_types"] = features[2].to_numpy() if features.shape[1] > 2 else GENE_EXPRESSION

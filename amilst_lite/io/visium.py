@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import keys
 from ..errors import AmilstWarning, InputError, MissingExtraError
-from .coordinates import join_columns, join_coordinates
+from .coordinates import is_visium_array, join_columns, join_coordinates
 from .files import PathLike, examples, existing, existing_file, find_one, holds, listing, open_text, reading
 from .platform import Platform
 from .tenx import MATRIX_NAMES, TENX_H5, is_10x_mtx, read_10x_h5, read_10x_mtx
@@ -73,7 +73,8 @@ def read_visium(
     -------
     AnnData
         The n spots in tissue. ``X``: counts, CSR, float32. ``obsm["spatial"]``: (n, 2), float64, pixels of
-        the full-resolution image, x (column) before y (row). ``obs``: ``in_tissue``, ``array_row``,
+        the full-resolution image, x (column) before y (row); ``uns["amilst_input"]["micrometers_per_unit"]``, from
+        the spots' distance of 100 µm. ``obs``: ``in_tissue``, ``array_row``,
         ``array_col`` and the columns of ``metadata.tsv`` if the folder has one.
         ``uns["spatial"][library_id]``, as in scanpy and squidpy: ``scalefactors``; ``metadata`` with
         ``hires_image_path`` and ``lowres_image_path``; and ``images``, which is empty because images stay
@@ -82,7 +83,7 @@ def read_visium(
     Warns
     -----
     AmilstWarning
-        Spots were left out or have no metadata, or names repeat.
+        Spots were left out or have no metadata, names repeat, or x and y appear to be swapped.
 
     Raises
     ------
@@ -113,7 +114,37 @@ def read_visium(
         join_columns(adata, metadata)
     library = library_id or as_text(attributes.get("library_ids", folder.resolve().name))
     adata.uns[keys.SPATIAL] = {library: describe_images(positions, attributes)}
-    return VISIUM.describe(adata, path, left_out=adata.uns[keys.INPUT]["left_out"])
+    size = _pixel_size(adata, positions)
+    details = {} if size is None else {"micrometers_per_unit": size}
+    return VISIUM.describe(adata, path, left_out=adata.uns[keys.INPUT]["left_out"], **details)
+
+
+def _pixel_size(adata: AnnData, positions: Path) -> float | None:
+    """Size of a pixel in µm, from the places of the spots on the array; warns if the array is mirrored.
+
+    In each row, spots have every second ``array_col``, and are 100 µm apart; rows are 100 √¾ µm apart.
+    """
+    columns = [adata.obs[name] for name in ("array_col", "array_row") if name in adata.obs]
+    points = adata.obsm[keys.SPATIAL]
+    if len(columns) < 2 or any(column.dtype == object for column in columns) or not np.isfinite(points).all():
+        return None
+    if not is_visium_array(*columns):
+        return None
+    places = np.column_stack([*columns, np.ones(adata.n_obs)]) * [50, 50 * 3**0.5, 1]  # (n, 3), µm
+    pixels, _, rank, _ = np.linalg.lstsq(places, points, rcond=None)
+    area = np.linalg.det(pixels[:2])  # in pixels, of 1 µm²
+    if rank < 3 or area == 0:
+        return None
+    # CytAssist takes its own image of the array, which may be mirrored
+    if area < 0 and not holds(positions.parent, ("cytassist_image.tiff",)):
+        warnings.warn(
+            f"{positions}: x and y of the spots appear to be swapped: compared with array_col and array_row, the "
+            "section is mirrored. Expected pxl_row_in_fullres before pxl_col_in_fullres. Domains are not affected, "
+            "but the tissue image will not fit. Correct the table, or ignore this if the image was mirrored.",
+            AmilstWarning,
+            stacklevel=3,
+        )
+    return float(abs(area) ** -0.5)
 
 
 def load_image(adata: AnnData, library_id: str | None = None) -> tuple[np.ndarray, float] | None:

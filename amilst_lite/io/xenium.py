@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from ..errors import InputError, MissingExtraError
+from ..errors import InputError
 from .coordinates import SpotTable
 from .files import PathLike, examples, existing, find_one, holds, listing, reading
 from .matrix import assemble, leave_out, to_csr
 from .platform import Platform
 from .tables import join_cells
 from .tenx import GENE_EXPRESSION, read_10x_h5, read_10x_mtx
+from .zarr_store import open_zarr
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -103,13 +104,8 @@ def _recognizes(path: Path) -> bool:
 
 def _read_zarr(path: Path) -> AnnData:
     """The matrix of a zarr store: features × cells as CSR, and the two numbers of each cell's name."""
-    try:
-        import zarr
-    except ImportError as error:
-        raise MissingExtraError.for_package("zarr", "zarr", f"reading {path}") from error
     with reading(path, "Xenium's zarr matrix"):
-        store = zarr.storage.ZipStore(str(path), mode="r") if path.suffix == ".zip" else str(path)
-        group: Any = zarr.open(store, mode="r")["cell_features"]
+        group: Any = open_zarr(path)["cell_features"]
         arrays = tuple(np.asarray(group[name][:]) for name in ("data", "indices", "indptr"))
         names, ids, types = (list(group.attrs[f"feature_{name}"]) for name in ("keys", "ids", "types"))
         cells = pd.Index(cell_names(np.asarray(group["cell_id"][:])))

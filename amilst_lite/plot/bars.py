@@ -8,8 +8,19 @@ import numpy as np
 
 from .. import keys
 from .colors import MISSING, Labels, sections_of, stored_colors
-from .figure import INK, LITERAL, left_out, legend, legend_inches, literal, new_figure, require_matplotlib
-from .sections import obs_column, recorded_sections
+from .figure import (
+    INK,
+    QUIET_INK,
+    SIZE,
+    as_written,
+    left_out,
+    legend_below,
+    literal,
+    new_figure,
+    require_matplotlib,
+    text_inches,
+)
+from .slots import obs_column, recorded_sections
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -18,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["composition"]
 
 # Inches: length of the bars, distance from bar to bar, height of all bars
-_LENGTH = 5.0
+_LENGTH = 4.2
 _THINNEST, _THICKEST = 0.12, 0.28
 _HIGHEST = 14.0
 _MOST_BARS = 200
@@ -68,9 +79,8 @@ def composition(adata: AnnData, sample_key: str | None = None, key: str = keys.R
 
     entries = domains.entries(colors)
     pitch = float(np.clip(_HIGHEST / n_bars, _THINNEST, _THICKEST))
-    height = max(n_bars * pitch, 0.18 * min(len(entries), 16))
-    width = 0.08 * max(map(len, names)) + _LENGTH + legend_inches([name for name, *_ in entries])
-    figure = new_figure(width, height + 0.6)
+    height = n_bars * pitch + 0.1
+    figure = new_figure(text_inches(max(names, key=text_inches)) + _LENGTH + 0.2, height + 0.6)
     axis = figure.subplots()
     rows = np.arange(n_bars)
     ends = np.cumsum(shares, axis=1)
@@ -88,12 +98,12 @@ def composition(adata: AnnData, sample_key: str | None = None, key: str = keys.R
                 linewidth=0.5 if pitch > 0.15 else 0,
             ).set_label(name)
     axis.set(xlim=(0, 1), ylim=(n_bars - 0.5, -0.5))
-    axis.set_yticks(rows, names, fontsize=min(9, 60 * pitch), color=INK, **LITERAL)
-    axis.set_xlabel("share of spots", fontsize=9, color=INK)
-    axis.tick_params(axis="x", labelsize=8, length=2, colors=INK)
+    axis.set_yticks(rows, names, fontsize=min(SIZE, 60 * pitch), color=INK, **as_written("".join(names)))
+    axis.set_xlabel("share of spots", fontsize=SIZE, color=INK)
+    axis.tick_params(axis="x", labelsize=SIZE - 1, length=2, colors=INK)
     axis.tick_params(axis="y", length=0)
     axis.spines[:].set_visible(False)
-    legend(axis, entries)
+    legend_below(axis, entries, (_LENGTH, height), 0.5)
     if n_bars < len(counts):
-        axis.set_title(left_out(n_bars, len(counts)), loc="left", fontsize=9, color=INK)
+        axis.set_title(left_out(n_bars, len(counts)), loc="left", fontsize=SIZE - 1, color=QUIET_INK)
     return figure

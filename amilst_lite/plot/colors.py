@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,10 @@ __all__ = [
     "OKABE_ITO",
     "Labels",
     "domain_colors",
+    "gradual_palette",
     "matched_colors",
     "palette",
+    "quiet_palette",
     "sections_of",
     "stored_colors",
 ]
@@ -58,23 +60,53 @@ def palette(n: int) -> tuple[str, ...]:
     """
     if n <= len(OKABE_ITO):
         return OKABE_ITO[:n]
+    # Not close to white or black, and not very saturated
+    return OKABE_ITO + _most_different(n - len(OKABE_ITO), OKABE_ITO, (0.38, 0.92), 0.2)
+
+
+@functools.lru_cache(maxsize=8)
+def quiet_palette(n: int, used: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Return ``n`` distinct grayish colors of middle lightness that differ from the ``used`` ones."""
+    # More than a few cannot be told apart without some color
+    return _most_different(n, used, (0.6, 0.86), 0.045 if n <= 6 else 0.09)
+
+
+def _most_different(
+    n: int, used: Sequence[str], lightness: tuple[float, float], chroma: float
+) -> tuple[str, ...]:
+    """Colors of a grid within bounds (OKLab), each as different as possible from those before, white and gray."""
     levels = np.linspace(0, 1, 12)
     grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
     seen = _as_seen(grid)  # (3, colors, 3)
-    lightness = seen[0, :, 0]
-    chroma = np.hypot(seen[0, :, 1], seen[0, :, 2])
-    # Exclude colors close to white or black and very saturated ones
-    usable = (lightness > 0.38) & (lightness < 0.92) & (chroma < 0.2)
+    low, high = lightness
+    usable = (
+        (seen[0, :, 0] > low) & (seen[0, :, 0] < high) & (np.hypot(seen[0, :, 1], seen[0, :, 2]) < chroma)
+    )
     grid, seen = grid[usable], seen[:, usable]
-    chosen = list(OKABE_ITO)
     nearest = np.full(len(grid), np.inf)
-    for color in (*OKABE_ITO, "#FFFFFF", MISSING):
+    for color in (*used, "#FFFFFF", MISSING):
         nearest = np.minimum(nearest, _difference(seen, _as_seen(_rgb(color)[None])))
-    while len(chosen) < n:
+    chosen = []
+    for _ in range(n):
         best = int(np.argmax(nearest))
         chosen.append("#" + "".join(f"{round(255 * part):02X}" for part in grid[best]))
         nearest = np.minimum(nearest, _difference(seen, seen[:, best : best + 1]))
     return tuple(chosen)
+
+
+def gradual_palette(n: int) -> list[str]:
+    """Return ``n`` colors in an order, from dark blue to light green (viridis): neighbors are alike.
+
+    Raises
+    ------
+    MissingExtraError
+        matplotlib is not installed.
+    """
+    require_matplotlib()
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return [to_hex(colormaps["viridis"](0.95 * i / max(n - 1, 1))).upper() for i in range(n)]
 
 
 # Linear RGB as seen with protanopia and deuteranopia (Machado et al. 2009, severity 1)
@@ -283,7 +315,7 @@ def stored_colors(adata: AnnData, column: str) -> dict[str, str]:
 def matched_colors(truth: Labels, own: Labels, own_colors: Mapping[str, str]) -> dict[str, str]:
     """Colors of an annotation: one-to-one assignment of regions to domains that maximizes their overlap.
 
-    Regions without a domain get colors of the palette that no domain has.
+    Regions without a domain get grayish colors, so that those with one stand out.
     """
     both = (truth.codes >= 0) & (own.codes >= 0)
     overlap = np.zeros((len(truth.names), len(own.names)), dtype=np.int64)
@@ -293,6 +325,8 @@ def matched_colors(truth: Labels, own: Labels, own_colors: Mapping[str, str]) ->
         for region, domain in zip(*linear_sum_assignment(-overlap), strict=True)
         if overlap[region, domain]
     }
-    used = set(own_colors.values())
-    spare = iter([color for color in palette(len(truth.names) + len(used) + 8) if color not in used])
-    return {name: matched.get(name) or next(spare) for name in truth.names}
+    others = [name for name in truth.names if name not in matched]
+    used = tuple(
+        sorted({color for color in own_colors.values() if color.startswith("#") and len(color) == 7})
+    )
+    return matched | dict(zip(others, quiet_palette(len(others), used), strict=True))

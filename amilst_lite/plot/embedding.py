@@ -8,20 +8,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..errors import InputError, MissingExtraError
-from .colors import Labels
-from .figure import INK, RASTERIZE_FROM, legend, legend_inches, new_figure
+from .. import keys
+from ..errors import InputError, MissingExtraError, MissingKeyError
+from .colors import Labels, stored_colors
+from .figure import INK, RASTERIZE_FROM, SIZE, legend_below, new_figure, require_matplotlib
+from .slots import is_anndata, obs_column
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from matplotlib.figure import Figure
 
 __all__ = ["umap"]
 
+_SIDE = 3.6  # inches
+
 
 def umap(
-    embedding: np.ndarray,
-    labels: ArrayLike,
+    embedding: AnnData | np.ndarray,
+    labels: ArrayLike | str | None = None,
     *,
+    key_added: str = keys.DEFAULT_KEY,
     n_neighbors: int = 15,
     min_dist: float = 0.3,
     seed: int = 0,
@@ -31,15 +37,19 @@ def umap(
 
     Parameters
     ----------
-    embedding : ndarray, shape (n_spots, n_dimensions)
-    labels : array-like, shape (n_spots,)
-        Domains, or an annotation.
+    embedding : AnnData, or ndarray of shape (n_spots, n_dimensions)
+        With the results of a run, of which ``obsm["X_amilst"]`` is drawn; or the embedding.
+    labels : str, or array-like of shape (n_spots,)
+        Domains, or an annotation; for an AnnData, the column of ``obs`` that holds them, by default the domains of
+        the run.
+    key_added : str
+        As in `identify_domains`, for an AnnData.
     n_neighbors, min_dist
         Parameters of UMAP: size of the neighborhood, and minimum distance between drawn points.
     seed : int
         Random state of UMAP. It makes the figure reproducible and restricts UMAP to one thread.
     colors : mapping, optional
-        As in `domains`.
+        As in `domains`; for an AnnData, they come before those in ``uns["<column>_colors"]``.
 
     Returns
     -------
@@ -47,8 +57,10 @@ def umap(
 
     Raises
     ------
+    MissingKeyError
+        The AnnData has no embedding, or no such column.
     InputError
-        The lengths differ, a value is not finite, or there are too few spots for ``n_neighbors``.
+        There are no labels, the lengths differ, a value is not finite, or there are too few spots for ``n_neighbors``.
     MissingExtraError
         umap-learn or matplotlib is not installed.
 
@@ -56,6 +68,11 @@ def umap(
     ----------
     McInnes, Healy and Melville, arXiv:1802.03426.
     """
+    require_matplotlib()
+    if is_anndata(embedding):
+        embedding, labels, colors = _of_run(embedding, labels, colors, keys.ResultKeys(key_added))
+    if labels is None or isinstance(labels, str):
+        raise InputError(f"expected a label for each row of the embedding; found {labels!r}.")
     values = np.asarray(embedding, dtype=np.float32)
     groups = Labels.of(labels)
     if values.ndim != 2 or len(values) != len(groups.codes):
@@ -69,8 +86,9 @@ def umap(
         raise InputError(
             f"n_neighbors must lie in [2, {len(values) - 1}] for {len(values)} spots; found {n_neighbors}."
         )
-    figure = new_figure(5.2 + legend_inches([*groups.names, "none"]), 5.0)
     chosen = groups.colors(colors)
+    entries = groups.entries(chosen)
+    figure = new_figure(_SIDE + 0.3, _SIDE + 0.3)
     spot_colors = groups.spot_colors(chosen)
     try:
         from umap import UMAP
@@ -90,8 +108,25 @@ def umap(
         rasterized=len(points) > RASTERIZE_FROM,
     )
     axis.set(xticks=[], yticks=[])
-    axis.set_xlabel("UMAP 1", loc="left", fontsize=9, color=INK)
-    axis.set_ylabel("UMAP 2", loc="bottom", fontsize=9, color=INK)
+    axis.set_xlabel("UMAP 1", loc="left", fontsize=SIZE, color=INK)
+    axis.set_ylabel("UMAP 2", loc="bottom", fontsize=SIZE, color=INK)
     axis.spines[["top", "right"]].set_visible(False)
-    legend(axis, groups.entries(chosen))
+    legend_below(axis, entries, (_SIDE, _SIDE), 0.3)
     return figure
+
+
+def _of_run(
+    adata: AnnData, labels: ArrayLike | str | None, colors: Mapping[str, str] | None, names: keys.ResultKeys
+) -> tuple[np.ndarray, ArrayLike, Mapping[str, str]]:
+    """Embedding, labels and colors in an AnnData."""
+    if names.embedding not in adata.obsm:
+        raise MissingKeyError(
+            f"obsm has no {names.embedding!r}; it has {', '.join(map(repr, adata.obsm)) or 'nothing'}. Run "
+            "identify_domains first."
+        )
+    if labels is None:
+        labels = names.domain
+    if not isinstance(labels, str):
+        return adata.obsm[names.embedding], labels, colors or {}
+    stored = stored_colors(adata, labels) if labels in adata.obs else {}
+    return adata.obsm[names.embedding], obs_column(adata, labels), {**stored, **(colors or {})}

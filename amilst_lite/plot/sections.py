@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike
 
 from .. import keys
@@ -16,8 +15,10 @@ from ..io.visium import tissue_image
 from ..metrics import adjusted_rand_index
 from ..spatial.neighbors import check_coordinates, typical_spacing
 from .colors import Labels, matched_colors, sections_of, stored_colors
-from .figure import DPI, INK, RASTERIZE_FROM, left_out, legend, legend_inches, require_matplotlib
-from .panels import Block, Panels, one_section, several_sections
+from .figure import DPI, INK, RASTERIZE_FROM, SIZE, as_written, left_out, literal, require_matplotlib
+from .panels import MOST_PANELS, Block, arrange
+from .slots import obs_column, recorded_sections, some
+from .units import check_micrometers, micrometers_of, scale_bar
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -26,17 +27,31 @@ if TYPE_CHECKING:
 
 __all__ = ["domains", "draw_domains", "obs_column", "recorded_sections"]
 
-MOST_SECTIONS = 48  # with more, and three panels each, a panel would be narrower than an inch
+MOST_SECTIONS = 48
 _SPOTS_OF_A_PLANE = 3  # on average; with fewer, z is a coordinate and not the number of a plane
+_FRAMED_FROM = 20  # spots; in smaller sections none is far away
+_FAR = 1.0  # beyond the outer 1 % of the spots by more than this share of the extent of the others
+_NUMBERED_FROM = 21  # labels; so many colors are hard to match with a legend
+_LABEL = 0.25  # width of the longest label written on the tissue, inches
 
 
 @dataclass(frozen=True)
 class _Slide:
-    """What lies below the spots of a section, and their size in the unit of the coordinates."""
+    """What lies below the spots of a section, and their size and unit."""
 
     image: np.ndarray | None = None
     image_scale: float = 1.0
-    spot_diameter: float | None = None
+    spot_diameter: float | None = None  # in the unit of the coordinates
+    micrometers_per_unit: float | None = None
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What of a section is drawn, in the unit of its coordinates."""
+
+    low: np.ndarray
+    high: np.ndarray
+    n_outside: int  # spots far away from all others
 
 
 @dataclass(frozen=True)
@@ -72,12 +87,16 @@ def domains(
     library_id: str | None = None,
     spot_diameter: float | None = None,
     colors: Mapping[str, str] | None = None,
+    micrometers_per_unit: float | None = None,
     title: str | None = None,
 ) -> Figure:
     """Draw the domains at the positions of the spots, over the tissue image if there is one.
 
     Several sections are drawn in panels of one spatial scale, in the order of their categories or of first
-    appearance, with one legend. Of more than 48 sections the first 48 are drawn.
+    appearance, with one legend. At most 48 sections and 96 panels are drawn. With more than 20 labels of at most
+    four characters, each is also written on the tissue, where there is space. If a few spots (up to 1 % at each
+    side) lie farther from the others than the extent of these, they are left outside the frame, and a note below
+    the panels says so.
 
     Parameters
     ----------
@@ -106,12 +125,18 @@ def domains(
         they are not named like the sections. Default: for each section the entry with its name; if no
         section has one, the only entry.
     spot_diameter : float, optional
-        In the unit of the coordinates. Default: the value in ``uns["spatial"]``, else derived from the
-        distance between neighboring spots.
+        In the unit of the coordinates. Default: over an image, the value in ``uns["spatial"]``; otherwise spots
+        fill the distance between neighbors, so that colors are easy to see.
     colors : mapping, optional
         Colors of domains by label. Labels not in it have the colors in ``uns["<column>_colors"]`` (scanpy's
         convention) if these are valid, else those of `palette`; regions of an annotation without stored
-        colors have the color of the domain with which they overlap most.
+        colors have the color of the domain with which they overlap most, each color being used once, and a
+        grayish color if there is none.
+    micrometers_per_unit : float, optional
+        Of the coordinates, for the scale bar. Default: what is recorded in ``uns``, ``micrometers_per_unit`` or
+        ``coordinate_unit`` in ``uns["amilst_input"]`` or ``microns_per_pixel`` in the scale factors; for Visium,
+        100 µm between neighboring spots, by ``array_row`` and ``array_col``. Without any of these there is no
+        scale bar.
     title : str, optional
         Title of the figure.
 
@@ -124,8 +149,8 @@ def domains(
     MissingKeyError
         A column or matrix is missing.
     InputError
-        There is no image although ``image=True``, ``library_id`` is unknown, a coordinate is not finite, or a
-        spot has no section.
+        There is no image although ``image=True``, ``library_id`` is unknown, a coordinate is not finite, a
+        spot has no section, or ``micrometers_per_unit`` is not positive.
     MissingExtraError
         matplotlib is not installed.
 
@@ -136,7 +161,7 @@ def domains(
     """
     require_matplotlib()  # before any other error
     if basis not in adata.obsm:
-        raise MissingKeyError(f"obsm[{basis!r}] with coordinates is missing; found {_some(adata.obsm)}.")
+        raise MissingKeyError(f"obsm[{basis!r}] with coordinates is missing; found {some(adata.obsm)}.")
     points = check_coordinates(adata.obsm[basis])
     if image not in ("auto", True, False):
         raise InputError(f"image must be 'auto', True or False; found {image!r}.")
@@ -146,6 +171,7 @@ def domains(
     }
     sections = split_sections(points, recorded_sections(adata, key, sample_key))
     libraries = _libraries(adata, library_id, sections.names)
+    check_micrometers(micrometers_per_unit)
 
     def slide(section: int, spots: np.ndarray) -> _Slide:
         library = libraries[section]
@@ -158,7 +184,11 @@ def domains(
             )
         recorded = library.get("scalefactors", {}).get("spot_diameter_fullres")
         pixels, scale = found or (None, 1.0)
-        return _Slide(pixels, scale, spot_diameter or _plausible(recorded, spots))
+        unit = micrometers_per_unit or micrometers_of(
+            adata, library, points[:, :2], sections.codes == section, basis=basis
+        )
+        diameter = spot_diameter or (_plausible(recorded, spots) if found else None)
+        return _Slide(pixels, scale, diameter, unit)
 
     return _draw(
         points,
@@ -186,6 +216,7 @@ def draw_domains(
     colors: Mapping[str, str] | None = None,
     refined_colors: Mapping[str, str] | None = None,
     annotation_colors: Mapping[str, str] | None = None,
+    micrometers_per_unit: float | None = None,
     title: str | None = None,
 ) -> Figure:
     """Draw the domains of one or several sections from arrays, as `domains` does from an AnnData.
@@ -213,6 +244,8 @@ def draw_domains(
     colors, refined_colors, annotation_colors : mapping, optional
         Colors by label. Default of refined domains: as the domains; of annotated regions: as the domain with
         which they overlap most.
+    micrometers_per_unit : float, optional
+        Of the coordinates, for the scale bar; without it there is none.
 
     Returns
     -------
@@ -221,7 +254,8 @@ def draw_domains(
     Raises
     ------
     InputError
-        The lengths differ, a coordinate is not finite, a spot has no section, or a color is unknown.
+        The lengths differ, a coordinate is not finite, a spot has no section, a color is unknown, or
+        ``micrometers_per_unit`` is not positive.
     MissingExtraError
         matplotlib is not installed.
     """
@@ -235,10 +269,11 @@ def draw_domains(
             raise InputError(
                 f"{name} must have one entry for each of the {len(points)} spots; found {np.shape(values)}."
             )
+    check_micrometers(micrometers_per_unit)
     return _draw(
         points,
         split_sections(points, sections),
-        lambda *_: _Slide(image, image_scale, spot_diameter),
+        lambda *_: _Slide(image, image_scale, spot_diameter, micrometers_per_unit),
         labels=labels,
         refined=refined,
         annotation=annotation,
@@ -298,24 +333,44 @@ def _draw(
         kinds.append(_confidence(np.asarray(confidence, dtype=np.float64)))
 
     points = points[:, :2]
-    drawn = [np.flatnonzero(sections.codes == i) for i in range(min(len(sections.names), MOST_SECTIONS))]
+    n_drawn = min(len(sections.names), MOST_SECTIONS, MOST_PANELS // len(kinds))
+    drawn = [np.flatnonzero(sections.codes == i) for i in range(n_drawn)]
     spacings = _spacings([points[spots] for spots in drawn])
     frames = [_frame(points[spots], spacing) for spots, spacing in zip(drawn, spacings, strict=True)]
+    slides = [slide(i, points[spots]) for i, spots in enumerate(drawn)]
+    # Known units may differ from section to section, as pixels of images do
+    found = [below.micrometers_per_unit for below in slides]
+    units = np.array([unit for unit in found if unit])
+    known = len(units) == n_drawn
+    if not known:
+        units = np.ones(n_drawn)
     # The same extent in all panels, so that they have the same scale
-    extent = np.max([high - low for low, high in frames], axis=0)
-    panels = _panels(kinds, sections, extent, title)
-    # Discs much smaller than a pixel would be nearly invisible
-    smallest = 1.5 * float(extent.max()) / (panels.longer_side * DPI)
-    for i, (spots, spacing, (low, high)) in enumerate(zip(drawn, spacings, frames, strict=True)):
-        below = slide(i, points[spots])
-        middle = (low + high) / 2
+    extent = np.max([(one.high - one.low) * unit for one, unit in zip(frames, units, strict=True)], axis=0)
+    panels = arrange(
+        n_drawn,
+        len(kinds),
+        extent,
+        [Block(kind.name, kind.entries) for kind in kinds if kind.in_legend],
+        named=several,
+        scored=truth is not None,
+        title=title,
+        notes=_notes(n_drawn, sections, frames),
+        scale_bar=scale_bar(float(extent.max())) if known else None,
+    )
+    inch = float(extent.max()) / panels.longer_side
+    smallest = 1.5 * inch / DPI  # discs much smaller than a pixel would be nearly invisible
+    closest = _LABEL * inch
+    for i, (spots, spacing, frame, below, unit) in enumerate(
+        zip(drawn, spacings, frames, slides, units.tolist(), strict=True)
+    ):
+        middle, half = (frame.low + frame.high) / 2, extent / unit / 2
         discs = [
             _draw_section(
                 axis,
                 points=points[spots],
-                diameter=max(below.spot_diameter or 0.95 * spacing, smallest),
-                low=middle - extent / 2,
-                high=middle + extent / 2,
+                diameter=max(below.spot_diameter or 0.95 * spacing, smallest / unit),
+                low=middle - half,
+                high=middle + half,
                 slide=below,
                 rasterized=len(points) > RASTERIZE_FROM,
                 **{name: values[spots] for name, values in kind.per_spot.items()},
@@ -323,33 +378,58 @@ def _draw(
             )
             for axis, kind in zip(panels.axes[i], kinds, strict=True)
         ]
+        for axis, kind in zip(panels.axes[i], kinds, strict=True):
+            if kind.groups is not None:
+                _write_labels(axis, points[spots], kind.groups, kind.groups.codes[spots], closest / unit)
         titles = [kind.name + _agreement(truth, kind.groups, spots) for kind in kinds]
         panels.set_titles(i, titles, sections.names[i] if several else None)
-    if confidence is not None:
-        place: dict[str, Any] = {"cax": panels.color_bar}
-        if panels.color_bar is None:
-            place = {"ax": panels.axes[0][-1], "shrink": 0.6, "aspect": 18, "pad": 0.02}
+    if panels.color_bar is not None:
         clipped = "min" if kinds[-1].common["norm"].vmin > 0 else "neither"
-        bar = panels.figure.colorbar(discs[-1], extend=clipped, **place)
+        bar = panels.figure.colorbar(
+            discs[-1], cax=panels.color_bar, orientation="horizontal", extend=clipped
+        )
         bar.outline.set_visible(False)
-        bar.ax.tick_params(labelsize=8, length=0, colors=INK)
+        bar.ax.tick_params(labelsize=SIZE - 1, length=0, pad=2, colors=INK)
     return panels.figure
 
 
-def _panels(kinds: list[_Kind], sections: Labels, extent: np.ndarray, title: str | None) -> Panels:
-    """Empty panels with their legends: one beside each panel, or one for all sections."""
-    n_sections = len(sections.names)
-    if n_sections == 1:
-        widest = max(legend_inches([*kind.groups.names, "none"]) for kind in kinds if kind.groups is not None)
-        panels = one_section(len(kinds), extent, widest, title)
-        for axis, kind in zip(panels.axes[0], kinds, strict=True):
-            if kind.entries is not None:
-                legend(axis, kind.entries)
-        return panels
-    blocks = [Block(kind.name, kind.entries) for kind in kinds if kind.in_legend]
-    n_drawn = min(n_sections, MOST_SECTIONS)
-    note = left_out(n_drawn, n_sections) if n_drawn < n_sections else None
-    return several_sections(n_drawn, len(kinds), extent, blocks, title, note)
+def _notes(n_drawn: int, sections: Labels, frames: list[_Frame]) -> list[str]:
+    """What the figure does not show."""
+    notes = []
+    if n_drawn < len(sections.names):
+        notes.append(left_out(n_drawn, len(sections.names)))
+    cut = [
+        (name, frame.n_outside)
+        for name, frame in zip(sections.names, frames, strict=False)
+        if frame.n_outside
+    ]
+    if cut:
+        n_spots = sum(n for _, n in cut)
+        where = f" ({', '.join(name for name, _ in cut)})" if len(sections.names) > 1 else ""
+        verb = "spot lies" if n_spots == 1 else "spots lie"
+        notes.append(f"{n_spots:,} {verb} far from all others and outside the frame{where}.")
+    return notes
+
+
+def _write_labels(axis: Axes, points: np.ndarray, groups: Labels, codes: np.ndarray, closest: float) -> None:
+    """Write many short labels on the tissue, each in the middle of its spots unless it would cover another."""
+    if len(groups.names) < _NUMBERED_FROM or max(map(len, groups.names)) > 4:
+        return
+    from matplotlib.patheffects import withStroke
+
+    sizes = np.bincount(codes[codes >= 0], minlength=len(groups.names))
+    written = np.empty((0, 2))
+    for code in np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)]:
+        own = points[codes == code]
+        middle = own[np.argmin(((own - np.median(own, axis=0)) ** 2).sum(axis=1))]
+        if (np.hypot(*(written - middle).T) < closest).any():
+            continue
+        written = np.vstack([written, middle])
+        text = literal(groups.names[code])
+        axis.text(
+            float(middle[0]), float(middle[1]), text, fontsize=SIZE - 2, color="black", ha="center", va="center",
+            clip_on=True, path_effects=[withStroke(linewidth=1.5, foreground="white")], **as_written(text),
+        )  # fmt: skip
 
 
 def _confidence(values: np.ndarray) -> _Kind:
@@ -407,11 +487,18 @@ def _draw_section(
     return discs
 
 
-def _frame(points: np.ndarray, spacing: float) -> tuple[np.ndarray, np.ndarray]:
-    """Corners of the drawn area: the bounding box of the spots and a margin."""
-    low, high = points.min(axis=0), points.max(axis=0)
+def _frame(points: np.ndarray, spacing: float) -> _Frame:
+    """The drawn area: the bounding box of the spots, without the few that lie far away, and a margin."""
+    inside = np.ones(len(points), dtype=bool)
+    if len(points) >= _FRAMED_FROM:
+        low = np.quantile(points, 0.01, axis=0, method="higher")
+        high = np.quantile(points, 0.99, axis=0, method="lower")
+        far = _FAR * float((high - low).max())
+        if far > 0:
+            inside = ((points >= low - far) & (points <= high + far)).all(axis=1)
+    low, high = points[inside].min(axis=0), points[inside].max(axis=0)
     margin = max(0.03 * float((high - low).max()), spacing)
-    return low - margin, high + margin
+    return _Frame(low - margin, high + margin, int((~inside).sum()))
 
 
 def _spacing(points: np.ndarray) -> float:
@@ -437,35 +524,12 @@ def _plausible(diameter: float | None, points: np.ndarray) -> float | None:
 # ----------------------------------------------------------------------------------------------- AnnData
 
 
-def recorded_sections(adata: AnnData, key: str, sample_key: str | None) -> pd.Series | None:
-    """The column with the sections: the given one, else that of the run that wrote the column ``key``, if any."""
-    if sample_key is None:
-        record = adata.uns.get(key.removesuffix("_refined").removesuffix("_domain"))
-        recorded = record.get("sample_key") if isinstance(record, Mapping) else None
-        # None, "none", or the name of a column that was removed since
-        return adata.obs[recorded] if isinstance(recorded, str) and recorded in adata.obs else None
-    return obs_column(adata, sample_key)
-
-
-def obs_column(adata: AnnData, key: str) -> pd.Series:
-    """A column of ``obs``."""
-    if key not in adata.obs:
-        raise MissingKeyError(f"obs[{key!r}] is missing; found {_some(adata.obs)}.")
-    return adata.obs[key]
-
-
-def _some(names: Any) -> str:
-    """The first names, for a message."""
-    names = [str(name) for name in names]
-    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") if names else "none"
-
-
 def _libraries(adata: AnnData, library_id: str | None, sections: tuple[str, ...]) -> list[Mapping[str, Any]]:
     """The entry of ``uns["spatial"]`` (images, scale factors, metadata) of each section, or an empty one."""
     libraries = adata.uns.get(keys.SPATIAL, {})
     if library_id is not None and library_id not in libraries:
         raise InputError(
-            f"library_id {library_id!r} is not in uns[{keys.SPATIAL!r}]; found {_some(libraries)}."
+            f"library_id {library_id!r} is not in uns[{keys.SPATIAL!r}]; found {some(libraries)}."
         )
     if library_id is None and any(name in libraries for name in sections):
         return [libraries.get(name, {}) for name in sections]
