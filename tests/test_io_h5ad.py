@@ -209,9 +209,9 @@ def test_h5ad_with_indices_out_of_range(tmp_path, form, index):
 
 
 def test_lazily_read(tmp_path):
-    read_lazy = pytest.importorskip("anndata.experimental").read_lazy
     pytest.importorskip("dask")
     pytest.importorskip("xarray")
+    read_lazy = pytest.importorskip("anndata.experimental").read_lazy
     adata = anndata.AnnData(sparse.csr_matrix(COUNTS), obsm={"spatial": PIXELS})
     adata.obs["label"] = "a"
     adata.write_h5ad(tmp_path / "a.h5ad")

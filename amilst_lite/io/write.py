@@ -302,6 +302,7 @@ class _Storage(io.RawIOBase):
         return self._end
 
     def readinto(self, buffer: Any) -> int:
+        buffer = memoryview(buffer).cast("B")  # h5py before 3.9 passes a view of its own, without slices of bytes
         os.lseek(self._descriptor, self._position, os.SEEK_SET)
         data = os.read(self._descriptor, len(buffer))
         buffer[: len(data)] = data
@@ -314,10 +315,11 @@ class _Storage(io.RawIOBase):
         return len(buffer)
 
     def write(self, data: Any) -> int:
+        data = memoryview(data).cast("B")
         if self.error is None:
             try:
                 os.lseek(self._descriptor, self._position, os.SEEK_SET)
-                rest = memoryview(data)
+                rest = data
                 while len(rest):
                     rest = rest[os.write(self._descriptor, rest) :]
             except OSError as error:
