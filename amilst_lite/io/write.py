@@ -302,7 +302,8 @@ class _Storage(io.RawIOBase):
         return self._end
 
     def readinto(self, buffer: Any) -> int:
-        buffer = memoryview(buffer).cast("B")  # h5py before 3.9 passes a view of its own, without slices of bytes
+        # h5py 3.8 passes a view of its own, which takes no bytes for a slice
+        buffer = memoryview(buffer).cast("B")
         os.lseek(self._descriptor, self._position, os.SEEK_SET)
         data = os.read(self._descriptor, len(buffer))
         buffer[: len(data)] = data
