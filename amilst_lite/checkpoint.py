@@ -57,7 +57,8 @@ class Checkpoint:
         Seconds of work after which the result of a stage is written: what a killed run loses at most, besides
         the stage in progress. Shorter runs write nothing.
     stamp : str
-        Identifies the input, for example by sizes and times of files; part of the fingerprint.
+        Identifies the input, for example by sizes and times of files; part of the fingerprint. Needed for counts on
+        disk, whose content is not part of it.
 
     Raises
     ------

@@ -153,9 +153,11 @@ def identify_domains(
         if adata.is_view:  # the setters would do the same later, with a warning
             adata._init_as_actual(adata.copy())
         checkpoint = Checkpoint() if checkpoint is None else checkpoint
+        values = counts_of(adata) if representation is None else representation
         checkpoint.begin(
             config.to_dict(), preset, seed, n_domains, str(resolved), torch.get_num_threads(), use_rep, adata.shape,
             list(adata.var_names), coordinates, None if sample is None else [str(one) for one in sample],
+            *([] if checkpoint.folder is None else _content(values)),
         )  # fmt: skip
 
         logger.info("graph")
@@ -554,6 +556,14 @@ def simulate_section(
             }
         },
     )
+
+
+def _content(values: Any) -> list[np.ndarray]:
+    """The arrays of a matrix in memory; of one on disk nothing, since reading it takes as long as a stage."""
+    if sparse.issparse(values):
+        matrix = values.tocsr()
+        return [matrix.data, matrix.indices, matrix.indptr]
+    return [] if is_on_disk(values) else [np.asarray(values)]
 
 
 def _stored_preparation(

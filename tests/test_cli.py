@@ -441,7 +441,7 @@ def test_full_disk_is_one_line_and_keeps_earlier_results(section, tmp_path, monk
     monkeypatch.setattr("amilst_lite.io.write_h5ad", fail)
     line = refused(capsys, "run", section, "-k", 3, "-o", out, "--force", *QUICK)
     assert line.endswith(
-        "out cannot be written (No space left on device). Make room, or choose another place."
+        "out cannot be written (No space left on device). Free some space, or choose another place."
     )
     assert [p.name for p in out.iterdir()] == ["run.json"] and (out / "run.json").read_text() == "earlier"
     assert list(tmp_path.iterdir()) == [out]

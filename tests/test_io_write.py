@@ -199,7 +199,7 @@ def test_failing_fsync_is_one_message_and_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "fsync", fail)
-    message = r"OUT cannot be written \(Input/output error\)\. Make room, or choose another place\."
+    message = r"OUT cannot be written \(Input/output error\)\. Free some space, or choose another place\."
     with pytest.raises(InputError, match=message):
         write_run(target, overwrite=True, a="new")
     with (

@@ -267,7 +267,7 @@ def test_a_full_disk_changes_nothing(done, tmp_path, monkeypatch, place):
     model.fitted_ = object()  # `save` is replaced
     if place != "model":
         model = None
-    with pytest.raises(InputError, match=r"cannot be written \(No space left on device\)\. Make room"):
+    with pytest.raises(InputError, match=r"cannot be written \(No space left on device\)\. Free some space"):
         amilst.write_results(done, tmp_path, model=model)
     assert names(tmp_path) == {"run.json"}
     assert (tmp_path / "run.json").read_text() == "earlier"

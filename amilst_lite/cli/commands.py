@@ -48,9 +48,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
             model = _identify(adata, options, settings, console, checkpoint)
             summary = _write_results(adata, folder, options, console, annotation, options.input, model)
         except Exception as error:
-            if (
-                io.disk_error(error, folder) is None
-            ):  # after a full disk, --resume helps; other errors come again
+            # after a full disk, --resume helps; other errors come again
+            if io.disk_error(error, folder) is None:
                 checkpoint.clear()
             raise
     checkpoint.clear()

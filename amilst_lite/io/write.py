@@ -393,7 +393,7 @@ class _StorageError(InputError):
     """A target cannot be written."""
 
     def __init__(self, target: Path, reason: str) -> None:
-        super().__init__(f"{target} cannot be written ({reason}). Make room, or choose another place.")
+        super().__init__(f"{target} cannot be written ({reason}). Free some space, or choose another place.")
         self.reason = reason
 
 
