@@ -54,10 +54,11 @@ if TYPE_CHECKING:
         read_zarr,
         write_labels,
     )
-    from .pipeline import apply_model, identify_domains, score, simulate_section
+    from .pipeline import apply_model, identify_domains, simulate_section
     from .preprocess import PCA
     from .results import write_results
     from .spatial import SpatialGraph
+    from .summary import score
 
 _HOMES = {
     "AMILST": "estimator",
@@ -96,7 +97,7 @@ _HOMES = {
     "read_visium_hd": "io",
     "read_xenium": "io",
     "read_zarr": "io",
-    "score": "pipeline",
+    "score": "summary",
     "simulate_section": "pipeline",
     "write_labels": "io",
     "write_results": "results",

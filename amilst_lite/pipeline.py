@@ -10,8 +10,7 @@ import dataclasses
 import logging
 import time
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,7 @@ import pandas as pd
 import torch
 from scipy import sparse
 
-from . import io, keys, metrics, plot
-from .analysis.slots import coordinates_of, counts_of
+from . import io, keys, metrics
 from .checkpoint import Checkpoint
 from .config import Config
 from .errors import AmilstWarning, InputError, MissingKeyError
@@ -33,23 +31,24 @@ from .preprocess import CountRows, FittedPreparation, is_on_disk, prepare
 from .resources import Estimate, check_memory, estimate
 from .runtime import peak_memory, resolve_device, stage_seed, standard_math, versions
 from .simulate import simulate_tissue
+from .slots import (
+    check_anndata,
+    check_not_a_view_on_disk,
+    check_slots,
+    coordinates_of,
+    counts_of,
+    record_of,
+    recorded_warnings,
+    representation_of,
+    sections_column,
+    writable,
+    write_run,
+)
 from .spatial.graph import SpatialGraph
-from .spatial.neighbors import check_coordinates, section_codes, typical_spacing
+from .spatial.neighbors import check_coordinates, section_codes
 from .train import Callback, network_share
 
-__all__ = [
-    "apply_model",
-    "coordinates_of",
-    "counts_of",
-    "describe",
-    "estimate_run",
-    "identify_domains",
-    "record_of",
-    "recorded_warnings",
-    "repeat_run",
-    "score",
-    "simulate_section",
-]
+__all__ = ["apply_model", "estimate_run", "identify_domains", "repeat_run", "simulate_section"]
 
 logger = logging.getLogger("amilst_lite")
 
@@ -135,8 +134,8 @@ def identify_domains(
         start = time.perf_counter()
         # Validation: everything that can be refused is refused here, before the first expensive step.
         names = keys.ResultKeys(key_added)
-        _check_anndata(adata)
-        _check_not_a_view_on_disk(adata)
+        check_anndata(adata)
+        check_not_a_view_on_disk(adata)
         model = AMILST(
             n_domains, seed=seed, preset=preset, settings=settings, device=device, callback=callback
         )
@@ -144,9 +143,9 @@ def identify_domains(
         validate(config, adata.n_obs, n_domains, seed)
         resolved = resolve_device(device)
         coordinates = check_coordinates(coordinates_of(adata))
-        sample: Any = None if sample_key is None else _sections(adata, sample_key)
-        _check_slots(adata, names)
-        representation = None if use_rep is None else _representation(adata, use_rep)
+        sample: Any = None if sample_key is None else sections_column(adata, sample_key)
+        check_slots(adata, names)
+        representation = None if use_rep is None else representation_of(adata, use_rep)
         needed = estimate_run(adata, n_domains, config=config, device=resolved, use_rep=use_rep)
         logger.info("%s", needed)
         check_memory(needed, resolved)
@@ -221,14 +220,14 @@ def identify_domains(
         record: dict[str, Any] = {
             "n_domains": model.n_domains_,
             "selection": {} if model.selection_ is None else _columns(model.selection_.table),
-            "shrinkage": {} if model.evidence_ is None else _writable(dataclasses.asdict(model.evidence_)),
-            "network_share": {} if share is None else _writable(dataclasses.asdict(share)),
+            "shrinkage": {} if model.evidence_ is None else writable(dataclasses.asdict(model.evidence_)),
+            "network_share": {} if share is None else writable(dataclasses.asdict(share)),
             "integration": {} if sample is None else _integration_record(result, sample),
             "preset": preset,
-            "config": _writable(model.config_.to_dict()),
+            "config": writable(model.config_.to_dict()),
             "seed": int(seed),
             "device": str(resolved),
-            "estimate": _writable(dataclasses.asdict(needed)),
+            "estimate": writable(dataclasses.asdict(needed)),
             "versions": versions(),
             "losses": {name: np.asarray(series) for name, series in model.history_.items()},
             "seconds": {
@@ -238,14 +237,14 @@ def identify_domains(
                 **model.seconds_,
                 "total": time.perf_counter() - start,
             },
-            "peak_memory": _writable(peak_memory(resolved)),
+            "peak_memory": writable(peak_memory(resolved)),
         }
     record["warnings"] = np.asarray(issued, dtype=object)
     record |= io.unit_of(adata)
     record |= {
         name: key for name, key in (("sample_key", sample_key), ("use_rep", use_rep)) if key is not None
     }
-    _write(adata, names, model.config_, result, record, None if use_rep is not None else features)
+    write_run(adata, names, model.config_, result, record, None if use_rep is not None else features)
     return model
 
 
@@ -296,20 +295,20 @@ def apply_model(
     with recorded_warnings() as issued:
         start = time.perf_counter()
         names = keys.ResultKeys(key_added)
-        _check_anndata(adata)
-        _check_not_a_view_on_disk(adata)
+        check_anndata(adata)
+        check_not_a_view_on_disk(adata)
         resolved = resolve_device(device)
         fitted = (model if isinstance(model, AMILST) else AMILST.load(model))._fitted()
         coordinates = check_coordinates(coordinates_of(adata))
-        sample: Any = None if sample_key is None else _sections(adata, sample_key)
+        sample: Any = None if sample_key is None else sections_column(adata, sample_key)
         codes, _ = section_codes(sample, adata.n_obs)
-        _check_slots(adata, names)
+        check_slots(adata, names)
         if fitted.preparation is None and fitted.use_rep is None:
             raise InputError(
                 "the model was trained on an array and does not say how to compute its features. Compute them as for "
                 "training and use AMILST.apply, or train with identify_domains."
             )
-        representation = None if fitted.use_rep is None else _representation(adata, fitted.use_rep)
+        representation = None if fitted.use_rep is None else representation_of(adata, fitted.use_rep)
         needed = estimate_run(
             adata, fitted.n_domains, config=fitted.config, device=resolved, use_rep=fitted.use_rep
         )
@@ -338,23 +337,23 @@ def apply_model(
             "network_share": {},
             "integration": _integration_record(result, ["input"] * adata.n_obs if sample is None else sample),
             "preset": fitted.preset,
-            "config": _writable(fitted.config.to_dict()),
+            "config": writable(fitted.config.to_dict()),
             "seed": fitted.seed,
             "device": str(resolved),
-            "estimate": _writable(dataclasses.asdict(needed)),
+            "estimate": writable(dataclasses.asdict(needed)),
             "versions": versions(),
             "losses": {},
             "seconds": {
                 "graph": graphed - start, "prepare": prepared - graphed, "apply": now - prepared, "total": now - start,
             },
-            "peak_memory": _writable(peak_memory(resolved)),
+            "peak_memory": writable(peak_memory(resolved)),
             "model": "in memory" if isinstance(model, AMILST) else Path(model).name,
         }  # fmt: skip
     record["warnings"] = np.asarray(issued, dtype=object)
     record |= io.unit_of(adata)
     given = (("sample_key", sample_key), ("use_rep", fitted.use_rep))
     record |= {name: key for name, key in given if key is not None}
-    _write(adata, names, fitted.config, result, record, None if fitted.preparation is None else features)
+    write_run(adata, names, fitted.config, result, record, None if fitted.preparation is None else features)
 
 
 def repeat_run(adata: ad.AnnData, key_added: str = keys.DEFAULT_KEY) -> Callable[[ad.AnnData], AMILST]:
@@ -417,11 +416,11 @@ def estimate_run(
     config : Config, optional
         The settings; the default preset's if not given.
     """
-    _check_anndata(adata)
+    check_anndata(adata)
     config = Config() if config is None else config
     resolved = resolve_device(device)
     if use_rep is not None:
-        width = _representation(adata, use_rep).shape[1]
+        width = representation_of(adata, use_rep).shape[1]
         return estimate(
             adata.n_obs, 0, config.replace(n_components=width), n_domains=n_domains, device=resolved
         )
@@ -450,80 +449,6 @@ def _integration_record(result: Prediction, sample: Any) -> dict[str, Any]:
         "shift": effect.shift,
         "nmi_domain_section": metrics.normalized_mutual_info(codes, result.labels),
     }
-
-
-def score(
-    adata: ad.AnnData,
-    annotation: str | None = None,
-    *,
-    domain: str = keys.ResultKeys().domain,
-    sample_key: str | None = None,
-) -> dict[str, Any]:
-    """Agreement of the domains with an annotation, their spatial continuity, and the integration of sections.
-
-    Parameters
-    ----------
-    adata : AnnData
-        With domains in ``obs``.
-    annotation : str, optional
-        Column of ``obs`` with the annotation; spots without one are left out. If not given, the scores that
-        need it are left out.
-    domain : str
-        Column of ``obs`` with the domains.
-    sample_key : str, optional
-        Column of ``obs`` with the section of each spot; continuity is computed within sections. Default: the
-        column used by the run of `identify_domains` that wrote ``domain``, if there is one.
-
-    Returns
-    -------
-    dict of str to float or dict
-        ``ari``, ``nmi``, ``homogeneity``, ``completeness`` and ``n_scored`` (with an annotation);
-        ``chaos``, ``pas`` (lower is better) and ``silhouette`` (higher is better); with two sections or more,
-        ``integration``: the dict of `amilst_lite.metrics.integration_scores`, in the embedding of the run that
-        wrote ``domain`` (``obsm["X_amilst"]`` if none did), without the scores that need it if there is none.
-
-    Raises
-    ------
-    MissingKeyError
-        A column or the coordinates are missing.
-    InputError
-        Fewer than two annotated spots; a spot without a section; an embedding with NaN.
-    """
-    _check_anndata(adata)
-    labels = _column(adata, domain).to_numpy()
-    truth = None if annotation is None else _column(adata, annotation).to_numpy()
-    key_added = _run_of(adata, domain)
-    if sample_key is None and key_added is not None:
-        sample_key = _mapping(record_of(adata, key_added)).get("sample_key")
-    sample = None if sample_key is None else _sections(adata, sample_key)
-    scores: dict[str, Any] = {} if truth is None else dict(metrics.agreement(truth, labels))
-    scores |= metrics.continuity(labels, coordinates_of(adata), sample)
-    if sample is not None and pd.unique(sample).size > 1:
-        embedding = keys.ResultKeys(key_added or keys.DEFAULT_KEY).embedding
-        points = _representation(adata, embedding) if embedding in adata.obsm else None
-        scores["integration"] = metrics.integration_scores(labels, sample, points, truth)
-    return scores
-
-
-def describe(adata: ad.AnnData) -> list[str]:
-    """A summary of spots, genes, counts, coordinates and annotations, one line each."""
-    _check_anndata(adata)
-    totals = CountRows(counts_of(adata)).totals()
-    points = check_coordinates(coordinates_of(adata))
-    extent = " × ".join(f"{length:g}" for length in np.ptp(points, axis=0))
-    lines = [
-        f"{adata.n_obs} spots × {adata.n_vars} genes",
-        f"counts per spot: median {np.median(totals):g}, range {totals.min():g} to {totals.max():g}",
-        (
-            f"coordinates: {points.shape[1]}-D, extent {extent}, "
-            f"median distance to the nearest spot {typical_spacing(points):g}"
-        ),
-    ]
-    lines += io.input_lines(adata, typical_spacing(points))
-    for name in adata.obs.columns:
-        column = adata.obs[name]
-        lines.append(f"obs[{name!r}]: {column.nunique()} values, {column.isna().sum()} missing")
-    return lines
 
 
 def simulate_section(
@@ -589,178 +514,5 @@ def _share_is_open(config: Config) -> bool:
     )
 
 
-# --- reading from AnnData -------------------------------------------------------------------
-
-
-def record_of(adata: ad.AnnData, key_added: str = keys.DEFAULT_KEY) -> dict[str, Any] | None:
-    """``uns[key_added]`` if `identify_domains` wrote it, otherwise None."""
-    record = adata.uns.get(key_added)
-    ours = isinstance(record, Mapping) and "amilst-lite" in _mapping(record.get("versions"))
-    return dict(record) if ours else None
-
-
-def _check_anndata(adata: Any) -> None:
-    if not isinstance(adata, ad.AnnData):
-        advice = f"adata = amilst_lite.read({str(adata)!r})" if isinstance(adata, str) else "amilst_lite.read"
-        raise InputError(f"expected an AnnData, found {type(adata).__name__}. Read a file first: {advice}")
-    io.refuse_lazy(adata)
-
-
-def _check_not_a_view_on_disk(adata: ad.AnnData) -> None:
-    if adata.is_view and adata.isbacked:
-        raise InputError(
-            "adata is a view of an AnnData on disk, to which results cannot be added. Load it into memory "
-            "(adata = adata.to_memory()) or write it to a file of its own (adata.copy(filename))."
-        )
-
-
-def _representation(adata: ad.AnnData, key: str) -> np.ndarray:
-    if key not in adata.obsm:
-        raise MissingKeyError(f"obsm has no {key!r}; it has {_names(adata.obsm)}.")
-    try:
-        matrix = np.asarray(adata.obsm[key], dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"obsm[{key!r}] must be a dense numeric matrix: {error}") from error
-    if matrix.ndim != 2 or matrix.shape[1] == 0:
-        raise InputError(f"obsm[{key!r}] must have at least one column; found shape {matrix.shape}.")
-    bad = int((~np.isfinite(matrix)).any(axis=1).sum())
-    if bad:
-        raise InputError(f"obsm[{key!r}] has NaN or infinite values in {bad} spots. Drop these spots.")
-    return matrix
-
-
-def _column(adata: ad.AnnData, name: Hashable) -> pd.Series:
-    if name not in adata.obs:
-        raise MissingKeyError(f"obs has no column {name!r}; it has {_names(adata.obs)}.")
-    return adata.obs[name]
-
-
-def _sections(adata: ad.AnnData, sample_key: str) -> np.ndarray:
-    column = _column(adata, sample_key)
-    if column.isna().any():
-        raise InputError(
-            f"obs[{sample_key!r}] has no section for {column.isna().sum()} spots. Fill in the section or drop them."
-        )
-    return column.to_numpy()
-
-
-def _run_of(adata: ad.AnnData, domain: str) -> str | None:
-    """``key_added`` of the run that wrote the column ``domain``."""
-    for key in adata.uns:
-        if record_of(adata, key) is not None:
-            names = keys.ResultKeys(key)
-            if domain in (names.domain, names.refined):
-                return key
-    return None
-
-
-def _names(mapping: Any) -> str:
-    return ", ".join(map(repr, mapping)) or "nothing"
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-@contextmanager
-def recorded_warnings() -> Iterator[list[str]]:
-    """Collect the texts of the AmilstWarnings issued in the body; they are shown as usual."""
-    texts: list[str] = []
-    # Entering the context also forgets which warnings have been shown, so that every run records its own.
-    with warnings.catch_warnings():
-        shown = warnings.showwarning
-
-        def show(message: Any, category: type[Warning], *rest: Any, **named: Any) -> None:
-            if issubclass(category, AmilstWarning):
-                texts.append(" ".join(str(message).split()))
-            shown(message, category, *rest, **named)
-
-        warnings.showwarning = show
-        yield texts
-
-
-# --- writing to AnnData ---------------------------------------------------------------------
-
-
-def _check_slots(adata: ad.AnnData, names: keys.ResultKeys) -> None:
-    """Refuse to overwrite anything but the results of an earlier run with the same key."""
-    if record_of(adata, names.key_added) is not None:
-        return
-    taken = [
-        f"{place}[{name!r}]"
-        for place, slots in names.slots.items()
-        for name in slots
-        if name in getattr(adata, place)
-    ]
-    if taken:
-        raise InputError(
-            f"{', '.join(taken)} exists already and is not the result of an earlier run with "
-            f"key_added={names.key_added!r}. Choose another key_added, or delete it."
-        )
-
-
-def _write(
-    adata: ad.AnnData,
-    names: keys.ResultKeys,
-    config: Config,
-    result: Prediction,
-    record: dict[str, Any],
-    components: np.ndarray | None,
-) -> None:
-    """Replace the results of an earlier run with the same key by those of ``result``."""
-    categories = [str(k + 1) for k in range(record["n_domains"])]
-    connectivities, distances, neighbors = _graph_slots(adata, names)
-    where = {"connectivities_key": connectivities, "distances_key": distances}
-    parameters = {name: value for name, value in vars(config.graph).items() if value is not None}
-    parameters |= {"coord_type": "generic", "written_by": names.key_added}
-    results: dict[str, dict[str, Any]] = {
-        "obs": {
-            names.domain: pd.Categorical.from_codes(result.labels, categories=categories),
-            names.refined: pd.Categorical.from_codes(result.refined_labels, categories=categories),
-            names.confidence: result.confidence,
-        },
-        "obsm": {names.embedding: result.embedding, names.latent: result.latent},
-        "obsp": {
-            connectivities: result.graph.connectivities(),
-            distances: result.graph.distance_matrix(),
-        },
-        "uns": {
-            names.record: record | where,
-            names.colors: plot.domain_colors(categories),
-            names.refined_colors: plot.domain_colors(categories),
-            neighbors: where | {"params": parameters},
-        },
-    }
-    if components is not None:
-        results["obsm"][names.pca] = components
-    # analyses of earlier domains are no longer true
-    for slots in (names.slots, names.analysis_slots):
-        for place, group in slots.items():
-            for name in group:
-                if name in getattr(adata, place):
-                    del getattr(adata, place)[name]
-    for place, values in results.items():
-        for name, value in values.items():
-            getattr(adata, place)[name] = value
-
-
-def _graph_slots(adata: ad.AnnData, names: keys.ResultKeys) -> tuple[str, str, str]:
-    """squidpy's slots if they are free or from an earlier run with the same key, otherwise our own."""
-    parameters = _mapping(_mapping(adata.uns.get(keys.NEIGHBORS)).get("params"))
-    free = not ({keys.CONNECTIVITIES, keys.DISTANCES} & set(adata.obsp) or keys.NEIGHBORS in adata.uns)
-    if free or parameters.get("written_by") == names.key_added:
-        return keys.CONNECTIVITIES, keys.DISTANCES, keys.NEIGHBORS
-    return names.connectivities, names.distances, names.neighbors
-
-
 def _columns(table: pd.DataFrame) -> dict[str, np.ndarray]:
     return {name: table[name].to_numpy() for name in table.columns}
-
-
-def _writable(value: Any) -> Any:
-    """``value`` without what an h5ad file cannot hold: None becomes "none", tuples become arrays."""
-    if isinstance(value, dict):
-        return {name: _writable(item) for name, item in value.items()}
-    if isinstance(value, tuple):
-        return np.asarray(value)
-    return "none" if value is None else value

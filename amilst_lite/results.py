@@ -19,9 +19,10 @@ import pandas as pd
 from . import analysis, io, keys, plot
 from .errors import AmilstWarning, InputError, MissingKeyError
 from .estimator import AMILST
-from .pipeline import counts_of, record_of, recorded_warnings, score
 from .preprocess import is_on_disk
 from .report import write_report
+from .slots import counts_of, record_of, recorded_warnings
+from .summary import score
 
 __all__ = ["to_json", "write_figures", "write_results"]
 

@@ -25,16 +25,17 @@ LAYERS = [
     ["fitted_model"],
     ["estimator", "io"],
     ["plot"],
+    ["slots"],
     ["analysis"],
     ["resources"],
-    ["pipeline"],
+    ["pipeline", "summary"],
     ["report"],
     ["results"],
     ["cli"],
     ["__main__", "__init__"],
 ]
 LAYER = {module: depth for depth, modules in enumerate(LAYERS) for module in modules}
-WITH_ANNDATA = {"analysis", "io", "plot", "pipeline", "report", "results", "cli"}
+WITH_ANNDATA = {"analysis", "io", "plot", "pipeline", "report", "results", "slots", "summary", "cli"}
 
 
 def name_of(path):

@@ -13,7 +13,7 @@ import torch
 from scipy import sparse
 
 import amilst_lite as amilst
-from amilst_lite import pipeline
+from amilst_lite import pipeline, summary
 from amilst_lite.errors import AmilstWarning, InputError, MissingExtraError, MissingKeyError
 
 QUICK = {"epochs": 4, "n_networks": 2, "n_init": 6, "shrinkage": 0.2}
@@ -486,7 +486,7 @@ def test_recorded_warnings_follow_the_filters_of_the_caller():
     code = """
 import warnings
 from amilst_lite.errors import AmilstWarning
-from amilst_lite.pipeline import recorded_warnings
+from amilst_lite.slots import recorded_warnings
 def warn():
     warnings.warn("careful", AmilstWarning, stacklevel=1)
     warnings.warn("another package", UserWarning, stacklevel=1)
@@ -582,7 +582,7 @@ def _unsectioned(adata, domain):
 
 
 def test_describe(section):
-    lines = "\n".join(pipeline.describe(section))
+    lines = "\n".join(summary.describe(section))
     assert "300 spots × 60 genes" in lines
     assert "obs['ground_truth']: 3 values, 0 missing" in lines
 
@@ -590,10 +590,10 @@ def test_describe(section):
 def test_describe_gives_the_spacing():
     grid = np.stack(np.meshgrid(np.arange(5.0), np.arange(4.0)), -1).reshape(-1, 2) * 7
     adata = ad.AnnData(np.ones((20, 3), np.float32), obsm={"spatial": grid})
-    assert "extent 28 × 21, median distance to the nearest spot 7" in "\n".join(pipeline.describe(adata))
+    assert "extent 28 × 21, median distance to the nearest spot 7" in "\n".join(summary.describe(adata))
     adata.obsm["spatial"][0, 0] = np.nan
     with pytest.raises(InputError, match="NaN"):
-        pipeline.describe(adata)
+        summary.describe(adata)
 
 
 def test_number_of_domains_is_chosen_if_not_given(section, tmp_path):

@@ -16,9 +16,9 @@ import pandas as pd
 from .. import keys
 from ..errors import InputError, MissingKeyError
 from ..runtime import check_seed
+from ..slots import Labels, domains_of, graph_of, sections_of
 from ..validation import check_number
 from .neighborhood import contact_pairs, enrichment
-from .slots import Labels, domains_of, graph_of, sections_of
 
 __all__ = [
     "GroupDifference",

@@ -11,10 +11,10 @@ from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
 from .. import keys
 from ..errors import InputError, MissingKeyError
+from ..slots import coordinates_of, domains_of, graph_of, sections_of
 from ..spatial.neighbors import check_coordinates, nearest_neighbors
 from ..validation import check_number
 from .neighborhood import contact_pairs, count_contacts, distance_to, parts_within
-from .slots import coordinates_of, domains_of, graph_of, sections_of
 
 __all__ = ["Depth", "connectivity", "domain_connectivity", "layer_depth", "layer_order", "tissue_depth"]
 

@@ -12,7 +12,7 @@ from .. import keys
 from ..errors import InputError, MissingKeyError
 from ..preprocess import CountRows
 from ..runtime import total_memory
-from .slots import counts_of, sections_of
+from ..slots import counts_of, sections_of
 
 __all__ = ["denoise", "expected_expression"]
 

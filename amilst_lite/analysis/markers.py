@@ -26,9 +26,9 @@ from .. import keys
 from ..errors import AmilstWarning, InputError
 from ..preprocess import CountRows, NormalizedCounts
 from ..runtime import check_seed
+from ..slots import Labels, counts_of, domains_of, order_of, sections_of
 from ..train.share import thin
 from .multiple_testing import benjamini_hochberg
-from .slots import Labels, counts_of, domains_of, order_of, sections_of
 
 __all__ = ["RankSums", "marker_genes", "rank_sums"]
 

@@ -14,9 +14,9 @@ from scipy.stats import norm
 
 from .. import keys
 from ..runtime import check_seed, n_threads
+from ..slots import coordinates_of, domains_of, graph_of, order_of, sections_of
 from ..spatial.neighbors import check_coordinates
 from ..validation import check_number
-from .slots import coordinates_of, domains_of, graph_of, order_of, sections_of
 
 __all__ = [
     "Contacts",

@@ -12,9 +12,9 @@ from scipy import sparse
 
 from .. import keys
 from ..preprocess import CountRows, NormalizedCounts
+from ..slots import counts_of, graph_of, order_of, sections_of
 from ..spatial.autocorrelation import spatial_autocorrelation
 from .multiple_testing import benjamini_hochberg
-from .slots import counts_of, graph_of, order_of, sections_of
 
 __all__ = ["spatially_variable", "spatially_variable_genes"]
 

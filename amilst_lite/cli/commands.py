@@ -245,11 +245,11 @@ def simulate(options: argparse.Namespace, console: Console) -> None:
 
 def score(options: argparse.Namespace, console: Console) -> None:
     """Print the scores of domains as JSON."""
-    from .. import io, pipeline, results
+    from .. import io, results, summary
 
     adata = io.read(options.input)
     annotation = _annotate(adata, options.annotation)
-    scores = pipeline.score(adata, annotation, domain=options.domain, sample_key=options.sample_key)
+    scores = summary.score(adata, annotation, domain=options.domain, sample_key=options.sample_key)
     write(sys.stdout, results.to_json(scores) + "\n")
 
 
@@ -303,12 +303,12 @@ def info(options: argparse.Namespace, console: Console) -> None:
         lines = [f"{package}: {version}" for package, version in runtime.versions().items()]
         lines.append(f"device: {runtime.resolve_device('auto')}")
     else:
-        from .. import io, pipeline
+        from .. import io, pipeline, summary
 
         adata = io.read(
             options.input, coordinates=options.coordinates, backed=options.backed, **read_options(options)
         )
-        lines = pipeline.describe(adata)
+        lines = summary.describe(adata)
         lines.append(f"resources for a run with 7 domains: {pipeline.estimate_run(adata, 7)}")
         given = {"coordinates": options.coordinates, **read_options(options)}
         lines.append(f"recommended: {io.recommended_command(adata, options.input, given)}")

@@ -19,9 +19,10 @@ import pandas as pd
 from .. import keys, plot
 from .._version import __version__
 from ..errors import AmilstError, InputError, MissingExtraError, MissingKeyError
-from ..pipeline import coordinates_of, counts_of, record_of, score
 from ..plot.colors import MISSING, Labels, matched_colors
 from ..plot.sections import obs_column, recorded_sections, split_sections
+from ..slots import coordinates_of, counts_of, record_of
+from ..summary import score
 from .charts import Curve, bar, chart, stacked_bar, swatch
 from .expression import Expression, expression_of
 from .markup import Markup, element, embedded_json, number, table
