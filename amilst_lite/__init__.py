@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     )
     from .pipeline import apply_model, identify_domains, simulate_section
     from .preprocess import PCA
+    from .progress import show_progress
     from .results import write_results
     from .spatial import SpatialGraph
     from .summary import score
@@ -98,6 +99,7 @@ _HOMES = {
     "read_xenium": "io",
     "read_zarr": "io",
     "score": "summary",
+    "show_progress": "progress",
     "simulate_section": "pipeline",
     "write_labels": "io",
     "write_results": "results",
@@ -146,6 +148,7 @@ __all__ = [
     "read_xenium",
     "read_zarr",
     "score",
+    "show_progress",
     "simulate_section",
     "write_labels",
     "write_results",

@@ -13,9 +13,20 @@ The tree::
     AmilstWarning (UserWarning)              the input is usable, but probably not as intended
 
 Each message says what was expected, what was found and what to do next.
+
+Warnings are issued by `warn` and recorded by `recorded_warnings`. Both work in several threads at once, other than
+``warnings.catch_warnings``, which exchanges the filters of the whole process.
 """
 
 from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from sklearn.exceptions import NotFittedError as _SklearnNotFittedError
 
@@ -28,7 +39,14 @@ __all__ = [
     "MissingKeyError",
     "NotFittedError",
     "TrainingDivergedError",
+    "muted_warnings",
+    "recorded_warnings",
+    "warn",
 ]
+
+_OURS = (os.path.join(os.path.dirname(os.path.abspath(__file__)), ""), contextlib.__file__)
+_listeners: ContextVar[tuple[list[str], ...]] = ContextVar("amilst_lite_listeners", default=())
+_muted: ContextVar[bool] = ContextVar("amilst_lite_muted", default=False)
 
 
 class AmilstError(Exception):
@@ -72,3 +90,50 @@ class TrainingDivergedError(AmilstError, RuntimeError):
 
 class AmilstWarning(UserWarning):
     """The input is usable, but probably not as intended."""
+
+
+def warn(message: str) -> None:
+    """Issue an `AmilstWarning` at the line outside of the package from which it was called.
+
+    It is shown every time, not once for each line: every run has its own warnings. The filters of the caller decide
+    as usual whether it is shown, ignored or raised.
+
+    Parameters
+    ----------
+    message : str
+    """
+    if _muted.get():
+        return
+    for texts in _listeners.get():
+        texts.append(" ".join(message.split()))
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
+        frame = frame.f_back
+    warnings.warn_explicit(
+        message,
+        AmilstWarning,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        module=frame.f_globals.get("__name__"),
+    )
+
+
+@contextmanager
+def recorded_warnings() -> Iterator[list[str]]:
+    """Collect the texts of what `warn` issues in the body, in this thread; they are shown as usual."""
+    texts: list[str] = []
+    token = _listeners.set((*_listeners.get(), texts))
+    try:
+        yield texts
+    finally:
+        _listeners.reset(token)
+
+
+@contextmanager
+def muted_warnings() -> Iterator[None]:
+    """Within, in this thread: `warn` does nothing."""
+    token = _muted.set(True)
+    try:
+        yield
+    finally:
+        _muted.reset(token)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,17 +15,20 @@ import numpy as np
 import torch
 from scipy import sparse
 from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.utils import estimator_html_repr
 
 from .checkpoint import Checkpoint
-from .cluster.domains import find_domains
+from .cluster.domains import Domains, find_domains
 from .cluster.selection import Selection, select_n_domains
 from .config import Config, preset
-from .errors import AmilstWarning, InputError, MissingExtraError, NotFittedError
+from .errors import InputError, MissingExtraError, NotFittedError, warn
 from .fitted_model import FittedModel, Prediction, arrays_of, network_of
+from .html_repr import model_html
 from .integration import SectionEffect, SectionReference, section_effect
 from .metrics import normalized_mutual_info
 from .nn.model import AMILSTNetwork
 from .nn.sparse import SymmetricAdjacency
+from .progress import advance, begin
 from .runtime import check_seed, resolve_device, stage_seed, standard_math, synchronize
 from .spatial.graph import SpatialGraph
 from .spatial.neighbors import check_coordinates, section_codes, typical_spacing
@@ -38,6 +41,8 @@ __all__ = ["AMILST", "validate"]
 logger = logging.getLogger("amilst_lite")
 
 _SECTIONS_AS_DOMAINS = 0.5
+_EXTREME_SHARE = 0.5  # of the variance, in a single spot
+_ROWS = 1 << 16  # of a block in float64
 """Normalized mutual information of domains and sections above which domains probably follow the sections."""
 _MIN_SPOTS_TO_CHOOSE = 20  # below, subsamples are too small to compare numbers of domains
 
@@ -129,6 +134,13 @@ class AMILST(ClusterMixin, BaseEstimator):
         self.settings = settings
         self.device = device
         self.callback = callback
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: of a fitted model its domains, otherwise scikit-learn's diagram."""
+        return model_html(self) if hasattr(self, "config_") else estimator_html_repr(self)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        return {"text/plain": repr(self), "text/html": self._repr_html_()}
 
     def resolve_config(self) -> Config:
         """The preset with the settings applied.
@@ -254,7 +266,7 @@ class AMILST(ClusterMixin, BaseEstimator):
         with standard_math():
             features, points, sections, depths = _check_input(X, coordinates, sample, graph, depth)
             if graph is None:
-                graph = model.make_graph(points, sample)
+                graph = model.make_graph(points, sample, resolve_device(self.device))
             return model.apply(
                 features, graph, points, sections, depth=depths, device=resolve_device(self.device)
             )
@@ -287,7 +299,11 @@ class AMILST(ClusterMixin, BaseEstimator):
         InputError
             There is no such file, it is of another kind or version, or it is damaged.
         """
-        fitted = FittedModel.load(path)
+        return cls.of(FittedModel.load(path), device=device)
+
+    @classmethod
+    def of(cls, fitted: FittedModel, *, device: str = "auto") -> AMILST:
+        """The estimator of a fitted model, without what described the sections of training."""
         default = preset(fitted.preset).to_dict()
         settings = {
             name: value
@@ -324,6 +340,7 @@ class AMILST(ClusterMixin, BaseEstimator):
     ) -> None:
         config, device = self.resolve_config(), resolve_device(self.device)
         features, points, sections, depths = _check_input(X, coordinates, sample, graph, depth)
+        _warn_of_features(features)
         validate(config, len(features), self.n_domains, self.seed)
         if config.cluster.network_share is None:  # it takes counts to decide it
             config = config.replace(network_share=0.0)
@@ -332,12 +349,14 @@ class AMILST(ClusterMixin, BaseEstimator):
         if graph is None:
             with self._timed("graph", device):
                 graph = SpatialGraph.from_coordinates(
-                    points, n_neighbors=config.graph.n_neighbors, radius=config.graph.radius, sample=sample
+                    points,
+                    n_neighbors=config.graph.n_neighbors,
+                    radius=config.graph.radius,
+                    sample=sample,
+                    device=device,
                 )
         depths = None if depths is None else depths[graph.order]
         ordered_sections = sections[graph.order]
-        # the graph's order from here to the results
-        features = features[torch.from_numpy(graph.order).to(features.device)].to(device)
         features, fitted_filter, latent, embedding = self._represent(
             features, graph, ordered_sections, depths, config, device, checkpoint
         )
@@ -346,32 +365,44 @@ class AMILST(ClusterMixin, BaseEstimator):
             array = embedding.cpu().numpy()
             self.selection_: Selection | None = None
             if self.n_domains is None:
-                self.selection_ = checkpoint.stage(
-                    "selection",
-                    lambda: select_n_domains(
-                        array,
-                        config=config.cluster,
-                        seed=seed,
-                        device=device,
-                        callback=lambda done, total: logger.info(
-                            "number of domains: %d of %d tried", done, total
-                        ),
-                    ),
-                    Selection.to_arrays,
-                    Selection.from_arrays,
+                self.selection_ = select_n_domains(
+                    array,
+                    config=config.cluster,
+                    seed=seed,
+                    device=device,
+                    callback=_tried,
+                    checkpoint=checkpoint,
                 )
                 runners_up = ", ".join(map(str, self.selection_.runners_up))
                 logger.info("%d domains chosen; runners-up: %s", self.selection_.n_domains, runners_up)
             n_domains = self.n_domains if self.selection_ is None else self.selection_.n_domains
             self.n_domains_ = int(n_domains)  # type: ignore[arg-type]
-            domains = find_domains(embedding, self.n_domains_, config.cluster, seed=seed, device=device)
+            domains = checkpoint.stage(
+                "cluster",
+                partial(
+                    find_domains,
+                    embedding,
+                    self.n_domains_,
+                    config.cluster,
+                    seed=seed,
+                    device=device,
+                    checkpoint=checkpoint,
+                ),
+                unpack=Domains.from_fields,
+            )
             self.evidence_ = domains.evidence
         with self._timed("refine", device):
-            refined = majority_vote(
-                domains.labels,
-                points[graph.order],
-                n_neighbors=config.cluster.refine_neighbors,
-                sample=ordered_sections,
+            refined = checkpoint.stage(
+                "refine",
+                partial(
+                    majority_vote,
+                    domains.labels,
+                    points[graph.order],
+                    n_neighbors=config.cluster.refine_neighbors,
+                    sample=ordered_sections,
+                    graph=graph,
+                    device=device,
+                ),
             )
         self._check_sections(domains.labels, ordered_sections)
         self.fitted_: FittedModel | None = None
@@ -389,11 +420,14 @@ class AMILST(ClusterMixin, BaseEstimator):
                 self.preset,
                 typical_spacing(points),
             )
-        # back to the caller's order
+        # back to the caller's order, one array after the other, so that few of them are there twice
         rank = graph.rank
         self.labels_, self.refined_labels_ = domains.labels[rank], refined[rank]
-        self.probabilities_, self.confidence_ = domains.probabilities[rank], domains.confidence[rank]
-        self.embedding_, self.latent_ = array[rank], latent[rank]
+        self.confidence_, self.probabilities_ = domains.confidence[rank], domains.probabilities[rank]
+        del domains, features, embedding
+        self.latent_ = latent[rank]
+        del latent
+        self.embedding_ = array[rank]
         self.graph_, self.config_ = graph, config
         self.n_features_in_ = np.shape(X)[1]
 
@@ -407,17 +441,23 @@ class AMILST(ClusterMixin, BaseEstimator):
         device: torch.device,
         checkpoint: Checkpoint,
     ) -> tuple[torch.Tensor, FittedFilter | None, np.ndarray, torch.Tensor]:
-        """Filtered and corrected features (N, C), the filter, z (N, ·), and what is to be clustered (N, ·)."""
-        adjacency = SymmetricAdjacency(graph.adjacency(device))
+        """Filtered and corrected features (N, C), the filter, z (N, ·), and what is to be clustered (N, ·).
+
+        The features given are in the caller's order; all that is returned is in the graph's, as it is from here to the
+        results.
+        """
+        features = features[torch.from_numpy(graph.order).to(features.device)].to(device)
+        adjacency: SymmetricAdjacency | None = graph.normalized(device)
         fitted_filter: FittedFilter | None = None
         if config.train.recipe == "default":
-            unfiltered = features
+            unfiltered = [features]
+            del features  # the filter lets go of them as soon as they are standardized
             with self._timed("filter", device):
                 features, fitted_filter = checkpoint.stage(
                     "filter",
                     lambda: fit_denoise(
-                        unfiltered,
-                        adjacency,
+                        unfiltered.pop(),
+                        adjacency,  # type: ignore[arg-type]
                         config.filter.noise_band,
                         depth=None if depths is None else torch.from_numpy(depths),
                         depth_floor=config.filter.depth_floor,
@@ -430,7 +470,9 @@ class AMILST(ClusterMixin, BaseEstimator):
                     ),
                 )
             del unfiltered
-        features = self._without_section_effect(features, sections, config, device)
+        if graph.n_spots > config.train.batch_size:  # tiles have their own
+            adjacency = None
+        features = self._without_section_effect(features, sections, config, device, checkpoint)
         with self._timed("train", device):
             self.network_, self.history_, latent, embedding = checkpoint.stage(
                 "train",
@@ -439,7 +481,7 @@ class AMILST(ClusterMixin, BaseEstimator):
                     "network": arrays_of(done[0]),
                     "history": done[1],
                     "latent": done[2],
-                    "embedding": {} if done[3] is features else {"array": done[3].cpu().numpy()},
+                    "embedding": None if done[3] is features else done[3].cpu().numpy(),
                 },
                 lambda arrays: (
                     network_of(
@@ -448,11 +490,11 @@ class AMILST(ClusterMixin, BaseEstimator):
                         config,
                         None if config.train.n_networks == 1 else config.train.n_networks,
                     ),
-                    {name: values.tolist() for name, values in arrays["history"].items()},
+                    arrays["history"],
                     arrays["latent"],
-                    torch.from_numpy(arrays["embedding"]["array"]).to(device)
-                    if "embedding" in arrays
-                    else features,
+                    features
+                    if arrays["embedding"] is None
+                    else torch.from_numpy(arrays["embedding"]).to(device),
                 ),
             )
         return features, fitted_filter, latent, embedding
@@ -461,7 +503,7 @@ class AMILST(ClusterMixin, BaseEstimator):
         self,
         features: torch.Tensor,
         graph: SpatialGraph,
-        adjacency: SymmetricAdjacency,
+        adjacency: SymmetricAdjacency | None,
         config: Config,
         device: torch.device,
     ) -> tuple[AMILSTNetwork, dict[str, list[float]], np.ndarray, torch.Tensor]:
@@ -475,19 +517,22 @@ class AMILST(ClusterMixin, BaseEstimator):
             seed=stage_seed(self.seed, "train"),
             device=device,
         )
-        result = trainer.run(self.callback)
+        share = config.cluster.network_share if config.cluster.cluster_on == "consensus" else None
+        result = trainer.run(self.callback, reconstruct=bool(share))
         latent = result.latent.flatten(1)
-        if config.cluster.cluster_on == "latent":
-            embedding = latent
-        elif config.cluster.network_share:
+        embedding = latent if config.cluster.cluster_on == "latent" else features
+        if result.reconstruction is not None:
             # the z of different networks have different axes, but their reconstructions can be averaged
-            embedding = torch.lerp(features, result.reconstruction, config.cluster.network_share)
-        else:
-            embedding = features
+            embedding = torch.lerp(features, result.reconstruction, share or 0.0)
         return result.network.cpu(), result.history, latent.cpu().numpy(), embedding
 
     def _without_section_effect(
-        self, features: torch.Tensor, sections: np.ndarray, config: Config, device: torch.device
+        self,
+        features: torch.Tensor,
+        sections: np.ndarray,
+        config: Config,
+        device: torch.device,
+        checkpoint: Checkpoint,
     ) -> torch.Tensor:
         """The features, (N, C), less the effect of their sections."""
         if sections.max() == 0:
@@ -495,12 +540,16 @@ class AMILST(ClusterMixin, BaseEstimator):
             return features
         with self._timed("correct", device):
             array = features.cpu().numpy()
-            self.section_effect_ = section_effect(
-                array,
-                sections,
-                self.n_domains,
-                method=config.integration.batch_correction,
-                seed=stage_seed(self.seed, "correct"),
+            self.section_effect_ = checkpoint.stage(
+                "correct",
+                lambda: section_effect(
+                    array,
+                    sections,
+                    self.n_domains,
+                    method=config.integration.batch_correction,
+                    seed=stage_seed(self.seed, "correct"),
+                ),
+                unpack=SectionEffect.from_fields,
             )
             return torch.from_numpy(self.section_effect_.remove(array, sections)).to(device)
 
@@ -510,21 +559,25 @@ class AMILST(ClusterMixin, BaseEstimator):
             return
         common = normalized_mutual_info(sections, labels)
         if common > _SECTIONS_AS_DOMAINS:
-            warnings.warn(
+            warn(
                 f"the domains largely follow the sections (normalized mutual information {common:.2f}; section "
                 f"effects: {self.section_effect_.method}). If the sections hold the same tissue, set "
-                "batch_correction (--batch-correction) to shift or center; if not, analyze them one by one.",
-                AmilstWarning,
-                stacklevel=4,
+                "batch_correction (--batch-correction) to shift or center; if not, analyze them one by one."
             )
 
     @contextmanager
     def _timed(self, stage: str, device: torch.device) -> Iterator[None]:
-        logger.info("%s", stage)
+        begin(stage)
         start = time.perf_counter()
         yield
         synchronize(device)
         self.seconds_[stage] = time.perf_counter() - start
+
+
+def _tried(done: int, total: int) -> None:
+    """Called after each number of domains that is tried."""
+    logger.info("number of domains: %d of %d tried", done, total)
+    advance(done, total)
 
 
 def validate(config: Config, n_spots: int, n_domains: int | None, seed: int) -> None:
@@ -577,6 +630,25 @@ def _check_input(
     return features, points, sections, None if depth is None else _check_depth(depth, n_spots)
 
 
+def _warn_of_features(features: torch.Tensor) -> None:
+    """Warn of constant columns and of a single spot that outweighs all others, (N, C) features."""
+    n_spots, n_columns = features.shape
+    n_constant = int((features.amin(0) == features.amax(0)).sum())
+    if n_constant:
+        warn(
+            f"{n_constant} of {n_columns} columns of the features are constant; they do not distinguish domains."
+        )
+    parts = features.split(_ROWS)
+    mean = sum(part.double().sum(0) for part in parts) / n_spots
+    squares = torch.cat([(part.double() - mean).square().sum(1) for part in parts])  # (N,)
+    share = float(squares.max() / squares.sum())
+    if share > _EXTREME_SHARE and n_spots >= _MIN_SPOTS_TO_CHOOSE:
+        warn(
+            f"spot {int(squares.argmax())} (counted from 0) alone has {share:.0%} of the variance of the features. "
+            "The domains may describe this spot only. Check it for extreme values, or drop it."
+        )
+
+
 def _check_depth(depth: Any, n_spots: int) -> np.ndarray:
     """Total counts as float64, (N,)."""
     try:
@@ -585,7 +657,8 @@ def _check_depth(depth: Any, n_spots: int) -> np.ndarray:
         raise InputError("depth must be the total counts of the spots, numbers >= 0.") from error
     if array.shape != (n_spots,) or not np.isfinite(array).all() or (array < 0).any():
         raise InputError(
-            f"depth must hold the total counts of the {n_spots} spots, finite and >= 0; found shape {array.shape}."
+            f"depth must hold the total counts of the {n_spots} spots, finite and >= 0; found shape {array.shape} with "
+            f"{np.sum(~(array >= 0) | ~np.isfinite(array))} other values."
         )
     return array
 
@@ -601,7 +674,8 @@ def _check_features(X: Any) -> torch.Tensor:
     if array.ndim != 2 or 0 in array.shape:
         raise InputError(f"expected features of shape (spots, features); found shape {tuple(array.shape)}.")
     try:
-        features = torch.as_tensor(array if isinstance(array, torch.Tensor) else array.astype(np.float32))
+        given = array if isinstance(array, torch.Tensor) else array.astype(np.float32, copy=False)
+        features = torch.as_tensor(given)
     except (TypeError, ValueError) as error:
         raise InputError(f"features must be numbers; found dtype {array.dtype}.") from error
     features = features.to(torch.float32)

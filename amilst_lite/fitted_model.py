@@ -21,7 +21,6 @@ from .errors import InputError
 from .integration import METHODS, SectionEffect, SectionReference
 from .model_file import read_model, write_model
 from .nn.model import AMILSTNetwork
-from .nn.sparse import SymmetricAdjacency
 from .preprocess import FittedPreparation
 from .runtime import threads_for, versions
 from .spatial.graph import SpatialGraph
@@ -29,6 +28,7 @@ from .spatial.neighbors import typical_spacing
 from .spatial.refine import majority_vote
 from .spatial.spectral_filter import FittedFilter
 from .train import embed, make_batches
+from .train.batches import largest_core
 
 __all__ = ["FittedModel", "Prediction", "arrays_of", "network_of"]
 
@@ -124,7 +124,9 @@ class FittedModel:
         """The same, with how the features were made."""
         return replace(self, preparation=preparation, use_rep=use_rep)
 
-    def make_graph(self, points: np.ndarray, sample: Sequence[Any] | None) -> SpatialGraph:
+    def make_graph(
+        self, points: np.ndarray, sample: Sequence[Any] | None, device: torch.device | str = "cpu"
+    ) -> SpatialGraph:
         """The neighbor graph of new sections.
 
         Parameters
@@ -133,6 +135,8 @@ class FittedModel:
             Coordinates.
         sample : sequence, (N,), optional
             Section of each spot.
+        device : torch.device or str
+            Where neighbors are searched.
 
         Raises
         ------
@@ -150,7 +154,7 @@ class FittedModel:
                     "the unit of training."
                 )
         return SpatialGraph.from_coordinates(
-            points, n_neighbors=options.n_neighbors, radius=options.radius, sample=sample
+            points, n_neighbors=options.n_neighbors, radius=options.radius, sample=sample, device=device
         )
 
     def apply(
@@ -190,7 +194,7 @@ class FittedModel:
                 "they were computed for training."
             )
         order = torch.from_numpy(graph.order)
-        adjacency = SymmetricAdjacency(graph.adjacency(device))
+        adjacency = graph.normalized(device)
         ordered = sections[graph.order]
         X = features[order.to(features.device)].to(device)
         if self.filter is not None:
@@ -205,18 +209,29 @@ class FittedModel:
         with threads_for(0):
             batches = make_batches(graph, rows, network.hops, device, adjacency)
         members = 1 if network.members is None else network.members
-        with threads_for(max(batch.size for batch in batches) * members):
-            f, g, reconstruction = embed(network, X, batches)
-        latent = torch.cat([f, g], dim=-1).flatten(1)
-        cluster = self.config.cluster
-        embedding = latent
-        if cluster.cluster_on == "consensus":
+        with threads_for(largest_core(batches) * members):
+            cluster = self.config.cluster
+            wanted = cluster.cluster_on == "consensus" and bool(cluster.network_share)
+            latent, reconstruction = embed(network, X, batches, reconstruct=wanted)
+        latent = latent.flatten(1)
+        embedding = latent if cluster.cluster_on == "latent" else X
+        if reconstruction is not None:
             embedding = torch.lerp(X, reconstruction, cluster.network_share or 0.0)
         embedded = embedding.cpu().numpy()
         probabilities = self.mixture.predict_proba(embedded, device=device)
+        if not np.isfinite(probabilities).all():
+            raise InputError(
+                "the model yields no finite probabilities for this input: its numbers, or the features, are too "
+                "large. Check that it is the right model, or fit and save it again."
+            )
         labels = probabilities.argmax(1)
         refined = majority_vote(
-            labels, points[graph.order], n_neighbors=cluster.refine_neighbors, sample=ordered
+            labels,
+            points[graph.order],
+            n_neighbors=cluster.refine_neighbors,
+            sample=ordered,
+            graph=graph,
+            device=device,
         )
         rank = graph.rank
         return Prediction(

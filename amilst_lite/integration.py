@@ -23,6 +23,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,6 +95,14 @@ class SectionEffect:
     mixture: _Mixture | None = field(default=None, repr=False)
 
     @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> SectionEffect:
+        """The effect of which a `Checkpoint` has kept the fields."""
+        mixture = fields["mixture"]
+        if mixture is not None:
+            mixture = _Mixture(PrincipalAxes(**mixture["axes"]), Components(**mixture["components"]))
+        return cls(**{**fields, "mixture": mixture})
+
+    @classmethod
     def none(cls, n_sections: int, n_columns: int) -> SectionEffect:
         """Nothing is removed."""
         return cls("none", np.zeros((n_sections, n_columns), np.float32))
@@ -102,13 +111,14 @@ class SectionEffect:
         """The features (N, C) without the effect of their sections (N,), float32; themselves if there is none."""
         if self.method == "none":
             return features
-        corrected = features - self.shift[sections]
-        if self.offsets is not None and self.mixture is not None:
-            for start in range(0, len(features), _MOST_ROWS):
-                rows = slice(start, start + _MOST_ROWS)
+        corrected = np.empty(features.shape, np.float32)
+        for start in range(0, len(features), _MOST_ROWS):
+            rows = slice(start, start + _MOST_ROWS)
+            corrected[rows] = features[rows] - self.shift[sections[rows]]
+            if self.offsets is not None and self.mixture is not None:
                 posterior = self.mixture.posterior(features[rows], sections[rows]).astype(np.float32)
                 corrected[rows] -= np.einsum("nk,nkc->nc", posterior, self.offsets[sections[rows]])
-        return np.asarray(corrected, dtype=np.float32)
+        return corrected
 
 
 @dataclass(frozen=True)

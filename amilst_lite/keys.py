@@ -63,6 +63,11 @@ class ResultKeys:
         return f"X_{self.key_added}_pca"
 
     @property
+    def umap(self) -> str:
+        """``obsm``: UMAP of the embedding, (N, 2), float32."""
+        return f"X_{self.key_added}_umap"
+
+    @property
     def domain(self) -> str:
         """``obs``: categorical "1".."K"."""
         return f"{self.key_added}_domain"
@@ -167,7 +172,7 @@ class ResultKeys:
         """Attribute of AnnData → the names above that belong to it and that `amilst_lite.analysis` writes."""
         return {
             "obs": (self.layer_depth,),
-            "obsm": (self.border_distance,),
+            "obsm": (self.border_distance, self.umap),
             "uns": (
                 self.markers,
                 self.spatially_variable,

@@ -18,7 +18,6 @@ import json
 import math
 import os
 import re
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ import numpy as np
 
 from ._version import __version__
 from .errors import AmilstError, InputError
+from .partial import replacing
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "read_model", "write_model"]
 
@@ -116,17 +116,11 @@ def write_model(path: str | os.PathLike[str], arrays: Mapping[str, Any], setting
         image = file.id.get_file_image()
     if len(image) > _MOST_BYTES:
         raise InputError(f"the model has {len(image):,} bytes; expected at most {_MOST_BYTES:,}.")
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
-        with temporary.open("xb") as handle:
-            handle.write(image)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, target)
+        with replacing(target) as temporary:
+            temporary.write_bytes(image)
     except OSError as error:
         raise InputError(f"{target} cannot be written ({error}). Choose another place.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _target(path: str | os.PathLike[str]) -> Path:

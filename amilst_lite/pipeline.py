@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-import warnings
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
@@ -24,10 +23,11 @@ from scipy import sparse
 from . import io, keys, metrics
 from .checkpoint import Checkpoint
 from .config import Config
-from .errors import AmilstWarning, InputError, MissingKeyError
+from .errors import InputError, MissingKeyError, recorded_warnings
 from .estimator import AMILST, validate
 from .fitted_model import Prediction
 from .preprocess import CountRows, FittedPreparation, is_on_disk, prepare
+from .progress import begin
 from .resources import Estimate, check_memory, estimate
 from .runtime import peak_memory, resolve_device, stage_seed, standard_math, versions
 from .simulate import simulate_tissue
@@ -38,7 +38,6 @@ from .slots import (
     coordinates_of,
     counts_of,
     record_of,
-    recorded_warnings,
     representation_of,
     sections_column,
     writable,
@@ -46,7 +45,7 @@ from .slots import (
 )
 from .spatial.graph import SpatialGraph
 from .spatial.neighbors import check_coordinates, section_codes
-from .train import Callback, network_share
+from .train import Callback, ShareEvidence, network_share
 
 __all__ = ["apply_model", "estimate_run", "identify_domains", "repeat_run", "simulate_section"]
 
@@ -130,7 +129,7 @@ def identify_domains(
     >>> identify_domains(adata, n_domains=7, seed=0)
     >>> adata.obs["amilst_domain"]
     """
-    with recorded_warnings() as issued:
+    with standard_math(), recorded_warnings() as issued:
         start = time.perf_counter()
         # Validation: everything that can be refused is refused here, before the first expensive step.
         names = keys.ResultKeys(key_added)
@@ -146,7 +145,10 @@ def identify_domains(
         sample: Any = None if sample_key is None else sections_column(adata, sample_key)
         check_slots(adata, names)
         representation = None if use_rep is None else representation_of(adata, use_rep)
-        needed = estimate_run(adata, n_domains, config=config, device=resolved, use_rep=use_rep)
+        n_sections = 1 if sample is None else len(pd.unique(sample))
+        needed = estimate_run(
+            adata, n_domains, config=config, device=resolved, use_rep=use_rep, n_sections=n_sections
+        )
         logger.info("%s", needed)
         check_memory(needed, resolved)
         if adata.is_view:  # the setters would do the same later, with a warning
@@ -155,19 +157,28 @@ def identify_domains(
         values = counts_of(adata) if representation is None else representation
         checkpoint.begin(
             config.to_dict(), preset, seed, n_domains, str(resolved), torch.get_num_threads(), use_rep, adata.shape,
-            list(adata.var_names), coordinates, None if sample is None else [str(one) for one in sample],
+            list(adata.var_names), coordinates, *([] if sample is None else _codes_and_names(sample)),
             *([] if checkpoint.folder is None else _content(values)),
         )  # fmt: skip
 
-        logger.info("graph")
-        graph = SpatialGraph.from_coordinates(
-            coordinates, n_neighbors=config.graph.n_neighbors, radius=config.graph.radius, sample=sample
+        begin("graph")
+        graph = checkpoint.stage(
+            "graph",
+            lambda: SpatialGraph.from_coordinates(
+                coordinates,
+                n_neighbors=config.graph.n_neighbors,
+                radius=config.graph.radius,
+                sample=sample,
+                device=resolved,
+            ),
+            SpatialGraph.to_arrays,
+            SpatialGraph.from_arrays,
         )
         graphed = time.perf_counter()
         depth = share = fitted_preparation = None
         prepared = decided = graphed
         if representation is None:
-            logger.info("prepare")
+            begin("prepare")
             counts = counts_of(adata)
             codes = None if sample is None else section_codes(sample, len(sample))[0]
 
@@ -175,7 +186,7 @@ def identify_domains(
                 preparation = prepare(
                     counts,
                     config.preprocess,
-                    graph.connectivities() if config.preprocess.n_top_genes is not None else None,
+                    graph.connectivities,
                     order=graph.order,
                     sections=codes,
                     seed=stage_seed(seed, "prepare"),
@@ -184,27 +195,29 @@ def identify_domains(
                 fitted = FittedPreparation.of(preparation, adata.var_names, config.preprocess.normalization)
                 return preparation.features, preparation.depth, fitted, preparation.genes
 
-            with standard_math():
-                features, depth, fitted_preparation, genes = checkpoint.stage(
-                    "prepare",
-                    prepared_counts,
-                    lambda done: {
-                        "features": done[0],
-                        "depth": done[1],
-                        "fitted": done[2].to_arrays(),
-                        "genes": done[3],
-                        "warnings": np.array(issued, dtype=np.str_),
-                    },
-                    lambda arrays: _stored_preparation(arrays, adata.var_names, config),
-                )
-                prepared = decided = time.perf_counter()
-                if _share_is_open(config):
-                    logger.info("network share")
-                    share = network_share(
+            features, depth, fitted_preparation, genes = checkpoint.stage(
+                "prepare",
+                prepared_counts,
+                lambda done: {
+                    "features": done[0],
+                    "depth": done[1],
+                    "fitted": done[2].to_arrays(),
+                    "genes": done[3],
+                },
+                lambda arrays: _stored_preparation(arrays, adata.var_names, config),
+            )
+            prepared = decided = time.perf_counter()
+            if _share_is_open(config):
+                begin("network share")
+                share = checkpoint.stage(
+                    "share",
+                    lambda: network_share(
                         counts, graph, config, genes=genes, seed=stage_seed(seed, "share"), device=resolved
-                    )
-                    model.settings = {**settings, "network_share": share.share}
-                    decided = time.perf_counter()
+                    ),
+                    unpack=lambda fields: ShareEvidence(**fields),
+                )
+                model.settings = {**settings, "network_share": share.share}
+                decided = time.perf_counter()
         else:
             features = representation
         model.fit(
@@ -245,6 +258,11 @@ def identify_domains(
         name: key for name, key in (("sample_key", sample_key), ("use_rep", use_rep)) if key is not None
     }
     write_run(adata, names, model.config_, result, record, None if use_rep is not None else features)
+    logger.info(
+        "%d domains of %d to %d spots, mean confidence %.2f, in obs[%r]; %.1f s",
+        model.n_domains_, *np.sort(np.bincount(model.labels_, minlength=model.n_domains_))[[0, -1]],
+        model.confidence_.mean(), names.domain, record["seconds"]["total"],
+    )  # fmt: skip
     return model
 
 
@@ -292,7 +310,7 @@ def apply_model(
     >>> model = identify_domains(adata, n_domains=7)
     >>> apply_model(other, model)
     """
-    with recorded_warnings() as issued:
+    with standard_math(), recorded_warnings() as issued:
         start = time.perf_counter()
         names = keys.ResultKeys(key_added)
         check_anndata(adata)
@@ -316,19 +334,18 @@ def apply_model(
         if adata.is_view:
             adata._init_as_actual(adata.copy())
 
-        logger.info("graph")
-        graph = fitted.make_graph(coordinates, sample)
+        begin("graph")
+        graph = fitted.make_graph(coordinates, sample, resolved)
         graphed = prepared = time.perf_counter()
         depth, features = None, representation
-        with standard_math():
-            if fitted.preparation is not None:
-                logger.info("prepare")
-                features, depth = fitted.preparation.apply(counts_of(adata), adata.var_names, device=resolved)
-                prepared = time.perf_counter()
-            logger.info("apply")
-            result = fitted.apply(
-                torch.from_numpy(features), graph, coordinates, codes, depth=depth, device=resolved
-            )
+        if fitted.preparation is not None:
+            begin("prepare")
+            features, depth = fitted.preparation.apply(counts_of(adata), adata.var_names, device=resolved)
+            prepared = time.perf_counter()
+        begin("apply")
+        result = fitted.apply(
+            torch.from_numpy(features), graph, coordinates, codes, depth=depth, device=resolved
+        )
         now = time.perf_counter()
         record: dict[str, Any] = {
             "n_domains": fitted.n_domains,
@@ -404,6 +421,7 @@ def estimate_run(
     config: Config | None = None,
     device: str | torch.device = "auto",
     use_rep: str | None = None,
+    n_sections: int = 1,
 ) -> Estimate:
     """Estimate the memory and time of `identify_domains` and of writing its results.
 
@@ -415,6 +433,8 @@ def estimate_run(
         As in `identify_domains`.
     config : Config, optional
         The settings; the default preset's if not given.
+    n_sections : int
+        Number of sections.
     """
     check_anndata(adata)
     config = Config() if config is None else config
@@ -422,8 +442,9 @@ def estimate_run(
     if use_rep is not None:
         width = representation_of(adata, use_rep).shape[1]
         return estimate(
-            adata.n_obs, 0, config.replace(n_components=width), n_domains=n_domains, device=resolved
-        )
+            adata.n_obs, 0, config.replace(n_components=width), n_domains=n_domains, n_sections=n_sections,
+            device=resolved,
+        )  # fmt: skip
     counts = counts_of(adata)
     return estimate(
         adata.n_obs,
@@ -431,6 +452,7 @@ def estimate_run(
         config,
         n_domains=n_domains,
         n_genes=adata.n_vars,
+        n_sections=n_sections,
         on_disk=is_on_disk(counts),
         device=resolved,
     )
@@ -467,7 +489,7 @@ def simulate_section(
     -------
     AnnData
         Counts (CSR float32) in ``X``, coordinates in µm in ``obsm["spatial"]``, the true domains in
-        ``obs["ground_truth"]``, the spot diameter in the scale factors of ``uns["spatial"]``.
+        ``obs["ground_truth"]``, the spot diameter in the scale factors of ``uns["spatial"]``, the unit in ``uns["amilst_input"]``.
     """
     tissue = simulate_tissue(n_spots, n_genes, n_domains, **options)
     return ad.AnnData(
@@ -478,9 +500,18 @@ def simulate_section(
         uns={
             keys.SPATIAL: {
                 "simulated": {"scalefactors": {"spot_diameter_fullres": float(tissue.spot_diameter)}}
-            }
+            },
+            keys.INPUT: {
+                "platform": "simulation", "coordinate_unit": "micrometer", "geometry": "free", "left_out": {}
+            },  # fmt: skip
         },
     )
+
+
+def _codes_and_names(sample: Any) -> tuple[np.ndarray, list[str]]:
+    """The section of each spot as a number, and the names of the sections."""
+    codes, names = section_codes(sample, len(sample))
+    return codes, [str(name) for name in names]
 
 
 def _content(values: Any) -> list[np.ndarray]:
@@ -494,9 +525,7 @@ def _content(values: Any) -> list[np.ndarray]:
 def _stored_preparation(
     arrays: dict[str, Any], genes: pd.Index, config: Config
 ) -> tuple[np.ndarray, np.ndarray, FittedPreparation, np.ndarray]:
-    """Features, depth, fitted preparation and mask of the genes, from a checkpoint; warnings are issued again."""
-    for text in arrays["warnings"]:
-        warnings.warn(str(text), AmilstWarning, stacklevel=3)
+    """Features, depth, fitted preparation and mask of the genes, from a checkpoint."""
     mask = arrays["genes"]
     fitted = FittedPreparation.from_arrays(
         arrays["fitted"], [str(name) for name in genes[mask]], config.preprocess.normalization

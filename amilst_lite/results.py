@@ -6,8 +6,8 @@ import json
 import logging
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,14 @@ import numpy as np
 import pandas as pd
 
 from . import analysis, io, keys, plot
-from .errors import AmilstWarning, InputError, MissingKeyError
+from .checkpoint import Checkpoint
+from .errors import InputError, MissingKeyError, recorded_warnings, warn
 from .estimator import AMILST
 from .preprocess import is_on_disk
+from .progress import begin
 from .report import write_report
-from .slots import counts_of, record_of, recorded_warnings
-from .summary import score
+from .slots import counts_of, record_of
+from .summary import score_columns
 
 __all__ = ["to_json", "write_figures", "write_results"]
 
@@ -30,6 +32,8 @@ logger = logging.getLogger("amilst_lite")
 
 _MOST_SPOTS = 200_000
 """Above, analyses that take minutes or hold the counts in memory are left to `amilst analyze`."""
+_ROWS = 200_000
+"""Spots of the table that are written at a time."""
 _MOST_MARKERS = 100
 """Genes of each domain in the table of marker genes."""
 _FIGURES = ("domains", "composition", "losses", "markers", "selection", "shrinkage", "umap")
@@ -50,6 +54,7 @@ def write_results(
     key_added: str = keys.DEFAULT_KEY,
     earlier_warnings: Sequence[str] = (),
     command: str | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> dict[str, Any]:
     """Write the results of a run into a folder.
 
@@ -73,13 +78,16 @@ def write_results(
     annotation : str, optional
         Column of ``obs`` to score against and to draw beside the domains.
     umap : bool
-        Draw ``umap.png`` too (extra ``umap``; takes ten seconds or more).
+        Compute the UMAP of the embedding (extra ``umap``; takes ten seconds or more), write it into
+        ``obsm["X_amilst_umap"]``, and draw it: ``umap.png`` and beside the sections in the report.
     key_added : str
         As in `identify_domains`.
     earlier_warnings : sequence of str
         Warnings issued before `identify_domains`, for example by the reader, for the record.
     command : str, optional
         The command that repeats the run, for the record.
+    checkpoint : Checkpoint, optional
+        That of `identify_domains`; keeps analyses, scores and figures as well.
 
     Returns
     -------
@@ -102,6 +110,9 @@ def write_results(
     names = keys.ResultKeys(key_added)
     record = _checked_record(adata, names, annotation)
     _check_not_its_own_file(adata, folder)
+    checkpoint = Checkpoint() if checkpoint is None else checkpoint
+    if checkpoint.folder is not None:
+        checkpoint.begin(*_inputs(adata, names, annotation))
     started = time.perf_counter()
     summary: dict[str, Any] = {
         "input": source,
@@ -138,7 +149,7 @@ def write_results(
                 (place / name).unlink(missing_ok=True)
             reason = " ".join(str(error).split()) or type(error).__name__
             left_out.append(f"{name}: {reason}")
-            warnings.warn(f"{name} was left out: {reason}", AmilstWarning, stacklevel=3)
+            warn(f"{name} was left out: {reason}")
 
     def timed(stage: str, since: float) -> float:
         now = time.perf_counter()
@@ -147,16 +158,16 @@ def write_results(
         return now
 
     def write_record() -> None:
-        summary["warnings"] = [*earlier_warnings, *record.get("warnings", ()), *issued]
+        found = [*earlier_warnings, *record.get("warnings", ()), *issued]
+        summary["warnings"] = list(dict.fromkeys(found))  # a figure and the report may have the same
         summary["left_out"] = left_out
         summary["files"] = [name for name in _FILES if name == "run.json" or (place / name).exists()]
         (place / "run.json").write_text(to_json(summary) + "\n", encoding="utf-8")
 
     def write_scores() -> None:
-        summary["scores"] = {
-            name: score(adata, annotation, domain=column)
-            for name, column in (("domain", names.domain), ("refined", names.refined))
-        }
+        columns = {"domain": names.domain, "refined": names.refined}
+        found = checkpoint.stage("scores", lambda: score_columns(adata, annotation, list(columns.values())))
+        summary["scores"] = dict(zip(columns, found, strict=True))
 
     tables: dict[str, pd.DataFrame] = {}
 
@@ -167,32 +178,40 @@ def write_results(
             left_out.append(f"{name}.csv: the section is large; amilst analyze makes it")
             return
         options = {"n_genes": _MOST_MARKERS} if name == "markers" else {}
-        tables.update(analysis.run(adata, [name], key_added=key_added, **options))
+        tables.update(
+            _analyzed(
+                adata, checkpoint, name, lambda: analysis.run(adata, [name], key_added=key_added, **options)
+            )
+        )
         tables[name].to_csv(place / f"{name}.csv")
 
     with io.atomic_files(folder, _FILES) as place, recorded_warnings() as issued:
-        _table(adata, names).to_csv(place / "domains.csv", index=False)
-        logger.info("analyze")
+        _write_table(adata, names, place / "domains.csv")
+        begin("analyze")
         for name in analysis.CHEAP:
             attempt(f"{name}.csv", lambda name=name: analyze(name))  # type: ignore[misc]
+        if umap and names.umap not in adata.obsm:
+            compute = partial(analysis.umap, adata, key_added=key_added)
+            attempt("umap.png", lambda: _analyzed(adata, checkpoint, "umap", compute))
         started_writing = timed("analyze", started)
-        logger.info("write")
+        begin("write")
         written = _without_data_on_disk(adata, left_out)
         attempt("result.h5ad", lambda: io.write_h5ad(written, place / "result.h5ad"))
         if model is not None and model.fitted_ is not None:
             attempt("model.h5", lambda: model.save(place / "model.h5"))
         then = timed("write", started_writing)
         write_record()
-        logger.info("score")
+        begin("score")
         attempt("scores", write_scores)
         then = timed("score", then)
-        logger.info("draw")
-        for name, draw in _figures(adata, record, names, annotation, umap).items():
+        begin("draw")
+        drawn_umap = umap and names.umap in adata.obsm
+        for name, draw in _figures(adata, record, names, annotation, drawn_umap).items():
             file = place / f"{name}.png"
-            attempt(file.name, lambda file=file, draw=draw: plot.save(draw(), file))  # type: ignore[misc]
+            attempt(file.name, partial(_draw, checkpoint, file, draw))
         then = timed("draw", then)
         write_record()  # with the warnings so far, which the report shows
-        logger.info("report")
+        begin("report")
         attempt(
             "report.html",
             lambda: write_report(
@@ -280,15 +299,18 @@ def _check_not_its_own_file(adata: ad.AnnData, folder: str | PathLike[str]) -> N
         raise InputError(f"adata is read from {target}, which would be overwritten. Choose another folder.")
 
 
-def _table(adata: ad.AnnData, names: keys.ResultKeys) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "spot": adata.obs_names,
-            "domain": adata.obs[names.domain].to_numpy(),
-            "refined_domain": adata.obs[names.refined].to_numpy(),
-            "probability": adata.obs[names.confidence].to_numpy(),
-        }
-    )
+def _write_table(adata: ad.AnnData, names: keys.ResultKeys, path: Path) -> None:
+    """The table of the spots, block by block: pandas turns what it writes into text as a whole."""
+    columns = {"domain": names.domain, "refined_domain": names.refined, "probability": names.confidence}
+    for start in range(0, max(adata.n_obs, 1), _ROWS):
+        rows = slice(start, start + _ROWS)
+        block = pd.DataFrame(
+            {
+                "spot": adata.obs_names[rows],
+                **{name: adata.obs[column].iloc[rows].to_numpy() for name, column in columns.items()},
+            }
+        )
+        block.to_csv(path, index=False, header=start == 0, mode="a")
 
 
 def _without_data_on_disk(adata: ad.AnnData, left_out: list[str]) -> ad.AnnData:
@@ -306,6 +328,51 @@ def _without_data_on_disk(adata: ad.AnnData, left_out: list[str]) -> ad.AnnData:
     parts = {name: dict(getattr(adata, name)) for name in ("obsm", "varm", "obsp", "varp", "layers", "uns")}
     parts["layers"].pop(None, None)  # X, since anndata 0.13
     return ad.AnnData(obs=adata.obs, var=adata.var, raw=raw, **parts)
+
+
+def _inputs(adata: ad.AnnData, names: keys.ResultKeys, annotation: str | None) -> list[Any]:
+    """What analyses, scores and figures depend on, besides the input of the run."""
+    parts: list[Any] = [names.key_added, annotation, np.asarray(adata.obsm.get(names.embedding, ()))]
+    for column in (names.domain, names.refined, annotation):
+        if column is not None:
+            codes, values = pd.factorize(adata.obs[column])
+            parts += [codes, [str(value) for value in values]]
+    return parts
+
+
+def _analyzed(adata: ad.AnnData, checkpoint: Checkpoint, name: str, compute: Callable[[], Any]) -> Any:
+    """What an analysis returns; what it writes into ``adata`` is taken from the checkpoint, too."""
+    before = {place: dict(getattr(adata, place)) for place in ("obsm", "uns")}
+
+    def pack(result: Any) -> dict[str, Any]:
+        written = {
+            place: {
+                key: value for key, value in getattr(adata, place).items() if value is not earlier.get(key)
+            }
+            for place, earlier in before.items()
+        }
+        return {"result": result, **written}
+
+    def unpack(kept: dict[str, Any]) -> Any:
+        for place in before:
+            getattr(adata, place).update(kept[place])
+        return kept["result"]
+
+    return checkpoint.stage(f"analysis-{name}", compute, pack, unpack)
+
+
+def _draw(checkpoint: Checkpoint, file: Path, draw: Callable[[], Any]) -> None:
+    """Write a figure, which is kept as its bytes."""
+
+    def drawn() -> bytes:
+        plot.save(draw(), file)
+        return file.read_bytes()
+
+    content = checkpoint.stage(
+        f"figure-{file.stem}", drawn, lambda data: np.frombuffer(data, dtype=np.uint8), np.ndarray.tobytes
+    )
+    if not file.exists():
+        file.write_bytes(content)
 
 
 def _figures(

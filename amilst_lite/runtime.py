@@ -6,8 +6,11 @@ import importlib.metadata
 import os
 import platform
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,9 @@ from .errors import InputError
 
 __all__ = [
     "check_seed",
+    "limited_memory",
     "make_generator",
+    "memory_limit",
     "n_threads",
     "peak_memory",
     "resolve_device",
@@ -29,10 +34,13 @@ __all__ = [
     "synchronize",
     "threads_for",
     "total_memory",
+    "use_threads",
     "versions",
 ]
 
 _ROWS_PER_THREAD = 50_000
+_FREE_SHARE = 0.6  # of the free memory that a run may use, unless it is told how much
+_MEMORY_LIMIT: ContextVar[int | None] = ContextVar("amilst_lite_memory_limit", default=None)
 _STAGES = ("filter", "train", "cluster", "prepare", "share", "correct")
 _PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "anndata", "h5py", "pandas", "pynndescent")
 
@@ -84,36 +92,79 @@ def check_seed(seed: Any) -> int:
 
 @contextmanager
 def standard_math() -> Iterator[None]:
-    """Within: gradients on, float32 as default dtype and in matrix products, whatever the caller has set.
+    """Within: gradients on, float32 as default dtype and in matrix products, on the CPU unless a device is named.
 
-    ``torch.no_grad``, ``inference_mode``, ``autocast``, ``set_default_dtype`` and
-    ``set_float32_matmul_precision`` of the caller would make fitting fail or change its results.
+    Whatever the caller has set: ``torch.no_grad``, ``inference_mode``, ``autocast``, ``set_default_dtype``,
+    ``set_default_device``, ``set_float32_matmul_precision``, ``set_flush_denormal`` and ``numpy.errstate`` of the
+    caller would make fitting fail or change its results. All are as before afterwards.
+
+    Default dtype and precision are those of the whole process. With several threads within, the first one sets
+    and the last one restores them. A process that was forked has one thread from then on.
     """
-    dtype = torch.get_default_dtype()
-    backends: list[tuple[Any, str]] = []
-    try:
-        precision = torch.get_float32_matmul_precision()
-    except RuntimeError:  # the caller has set it backend by backend, with the newer interface of torch
-        precision = "highest"
-        backends = [
-            (backend, backend.fp32_precision)
-            for backend in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
-        ]
+    flushes = sys.float_info.min / 2 == 0
+    elsewhere = torch.empty(0).device.type != "cpu"
     with (
+        _PROCESS_WIDE,
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast("cpu", enabled=False),
         torch.autocast("cuda", enabled=False),
+        torch.device("cpu") if elsewhere else nullcontext(),  # which slows down every operation
+        np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"),
     ):
-        torch.set_default_dtype(torch.float32)
-        torch.set_float32_matmul_precision("highest")
+        if flushes:
+            torch.set_flush_denormal(False)
         try:
             yield
         finally:
-            torch.set_default_dtype(dtype)
-            torch.set_float32_matmul_precision(precision)
-            for backend, value in backends:
-                backend.fp32_precision = value
+            if flushes:
+                torch.set_flush_denormal(True)
+
+
+class _ProcessWide:
+    """Settings of torch that all threads share: set by the first thread that enters, restored by the last."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.entered = 0
+        self.stack = ExitStack()
+        self.is_fork = False
+
+    def after_fork(self) -> None:
+        """In the new process: another thread, which it does not have, may hold the lock."""
+        self.lock = threading.Lock()
+        self.is_fork = True
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.entered == 0:
+                self._set()
+            self.entered += 1
+            if self.is_fork:  # torch would wait forever for the threads of the process that was forked
+                torch.set_num_threads(1)
+            torch.get_num_threads()  # a new thread takes over the number of the process, see `use_threads`
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.entered -= 1
+            if self.entered == 0:
+                self.stack.close()
+
+    def _set(self) -> None:
+        self.stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        try:
+            self.stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+        except RuntimeError:  # the caller has set it backend by backend, with the newer interface of torch
+            for backend in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):  # type: ignore[attr-defined]
+                self.stack.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
+            self.stack.callback(torch.set_float32_matmul_precision, "highest")
+        torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision("highest")
+
+
+_PROCESS_WIDE = _ProcessWide()
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_PROCESS_WIDE.after_fork)
 
 
 def make_generator(seed: int, device: str | torch.device = "cpu") -> torch.Generator:
@@ -142,7 +193,8 @@ def stage_seed(seed: int, stage: str) -> int:
 
 def n_threads() -> int:
     """Number of threads this process may use, as set by OMP_NUM_THREADS or ``torch.set_num_threads``."""
-    return torch.get_num_threads()
+    with _PROCESS_WIDE.lock:  # where `use_threads` has them changed for a moment
+        return torch.get_num_threads()
 
 
 @contextmanager
@@ -153,12 +205,27 @@ def threads_for(n_rows: int) -> Iterator[None]:
     trained ten times slower with two threads than with one. Never exceeds the number set by OMP_NUM_THREADS
     or ``torch.set_num_threads``, and restores it.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(min(before, 1 + n_rows // _ROWS_PER_THREAD))
+    before = n_threads()
+    use_threads(min(before, 1 + n_rows // _ROWS_PER_THREAD))
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        use_threads(before)
+
+
+def use_threads(n: int) -> None:
+    """``torch.set_num_threads`` for the calling thread alone.
+
+    That function sets the number for the calling thread and for all threads that use torch for the first time later.
+    The latter is undone, so that threads which start meanwhile have as many as the caller has set.
+    """
+    if n == torch.get_num_threads():
+        return
+    with _PROCESS_WIDE.lock, ThreadPoolExecutor(1) as new_thread:
+        of_process = new_thread.submit(torch.get_num_threads).result()
+        torch.set_num_threads(n)
+        if n != of_process:
+            new_thread.submit(torch.set_num_threads, of_process).result()
 
 
 def synchronize(device: torch.device) -> None:
@@ -198,6 +265,32 @@ def total_memory(device: torch.device | None = None) -> int | None:
         if text.isdigit():
             limits.append(int(text))
     return min(limits, default=None)
+
+
+def memory_limit() -> tuple[int | None, bool]:
+    """Bytes that a run may use, None where the system does not report any; and whether `limited_memory` has set them.
+
+    Otherwise 60 % of what is free.
+    """
+    given = _MEMORY_LIMIT.get()
+    if given is not None:
+        return given, True
+    free = [total] if (total := total_memory()) is not None else []
+    with suppress(OSError, StopIteration, ValueError):  # of Linux
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(line for line in lines if line.startswith("MemAvailable:"))
+        free.append(1024 * int(available.split()[1]))
+    return int(_FREE_SHARE * min(free)) if free else None, False
+
+
+@contextmanager
+def limited_memory(gib: float | None) -> Iterator[None]:
+    """Within: a run may use this much memory, in GiB; None: see `memory_limit`."""
+    token = _MEMORY_LIMIT.set(None if gib is None else int(gib * 2**30))
+    try:
+        yield
+    finally:
+        _MEMORY_LIMIT.reset(token)
 
 
 def peak_memory(device: torch.device | None = None) -> dict[str, Any]:

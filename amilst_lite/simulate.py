@@ -87,6 +87,8 @@ def simulate_tissue(
     dispersion: float = 0.5,
     dropout: float = 0.1,
     signal: float = 1.0,
+    section: int = 0,
+    section_effect: float = 0.0,
     seed: int = 0,
 ) -> SimulatedTissue:
     """Simulate a tissue section with known spatial domains.
@@ -114,6 +116,12 @@ def simulate_tissue(
         Probability, in [0, 1), that a very low count is lost; it decreases with the expected count.
     signal : float
         Strength of the difference between domains, in [0, 10]; 0 means no difference.
+    section : int
+        Number of the section, >= 0. Sections of one seed have the same domains, cell types and genes; outline,
+        arrangement of the domains and counts are their own.
+    section_effect : float
+        Strength of the technical effect of the section, in [0, 10]: the expected counts of each gene are multiplied
+        by exp(section_effect · z), with z standard normal for each gene and section. 0: none.
     seed : int
         In [0, 2**32). The same seed gives the same section; the global generator is not used.
 
@@ -139,9 +147,12 @@ def simulate_tissue(
     """
     seed = check_seed(seed)
     _check(
-        n_spots, n_genes, n_domains, layout, n_nests, arrangement, median_counts, dispersion, dropout, signal
+        n_spots, n_genes, n_domains, layout, n_nests, arrangement, median_counts, dispersion, dropout, signal,
+        section, section_effect,
     )  # fmt: skip
-    shape_seed, gene_seed, spot_seed, count_seed = np.random.SeedSequence(seed).spawn(4)
+    shape_seed, gene_seed, spot_seed, count_seed, *others = np.random.SeedSequence(seed).spawn(4 + section)
+    if section:  # the genes are those of the first section
+        shape_seed, spot_seed, count_seed = others[-1].spawn(3)
     rng = np.random.default_rng(shape_seed)
     cells = arrangement == "cells"
     coordinates = _place(rng, n_spots, cells)  # n×2, µm
@@ -160,6 +171,10 @@ def simulate_tissue(
     profiles = _type_profiles(rng, n_domains + _COMMON_TYPES, n_genes)
     markers = _domain_markers(rng, n_domains, n_genes, signal)
     trend_loading = (0.05 * rng.standard_normal(n_genes)).astype(np.float32)
+    if section_effect > 0:
+        (effect_seed,) = spot_seed.spawn(1)
+        effect = np.exp(section_effect * np.random.default_rng(effect_seed).standard_normal(n_genes))
+        profiles = profiles * effect.astype(np.float32)
 
     rng = np.random.default_rng(spot_seed)
     composition = _compose(rng, points, domains, n_domains, 1.0 if cells else _VISIUM_CELLS, signal, layout)
@@ -201,16 +216,19 @@ def _check(
     dispersion: float,
     dropout: float,
     signal: float,
+    section: int,
+    section_effect: float,
 ) -> None:
     """Raise `InputError` unless the parameters are valid."""
     check_number("n_spots", n_spots, 1, integer=True)
     check_number("n_genes", n_genes, 1, integer=True)
     check_number("n_domains", n_domains, 2, integer=True)
     check_number("n_nests", n_nests, 0, integer=True)
+    check_number("section", section, 0, integer=True)
     check_number("dropout", dropout, 0)
     if dropout >= 1:
         raise InputError(f"dropout must be < 1; found {dropout!r}.")
-    for name, value in (("dispersion", dispersion), ("signal", signal)):
+    for name, value in (("dispersion", dispersion), ("signal", signal), ("section_effect", section_effect)):
         check_number(name, value, 0)
         if value > 10:
             raise InputError(f"{name} must be <= 10; found {value!r}.")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +13,7 @@ from scipy import sparse
 
 from . import io, keys, plot
 from .config import Config
-from .errors import AmilstWarning, InputError, MissingKeyError
+from .errors import InputError, MissingKeyError
 from .fitted_model import Prediction
 from .spatial.neighbors import section_codes, space_filling_order
 
@@ -31,7 +29,6 @@ __all__ = [
     "graph_of",
     "order_of",
     "record_of",
-    "recorded_warnings",
     "representation_of",
     "run_of",
     "sections_column",
@@ -250,23 +247,6 @@ def sections_column(adata: ad.AnnData, sample_key: str) -> np.ndarray:
             f"obs[{sample_key!r}] has no section for {column.isna().sum()} spots. Fill in the section or drop them."
         )
     return column.to_numpy()
-
-
-@contextmanager
-def recorded_warnings() -> Iterator[list[str]]:
-    """Collect the texts of the AmilstWarnings issued in the body; they are shown as usual."""
-    texts: list[str] = []
-    # Entering the context also forgets which warnings have been shown, so that every run records its own.
-    with warnings.catch_warnings():
-        shown = warnings.showwarning
-
-        def show(message: Any, category: type[Warning], *rest: Any, **named: Any) -> None:
-            if issubclass(category, AmilstWarning):
-                texts.append(" ".join(str(message).split()))
-            shown(message, category, *rest, **named)
-
-        warnings.showwarning = show
-        yield texts
 
 
 # --- writing ----------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import anndata as ad
@@ -22,7 +23,7 @@ from .slots import (
 )
 from .spatial.neighbors import check_coordinates, typical_spacing
 
-__all__ = ["describe", "score"]
+__all__ = ["describe", "score", "score_columns"]
 
 
 def score(
@@ -62,19 +63,31 @@ def score(
     InputError
         Fewer than two annotated spots; a spot without a section; an embedding with NaN.
     """
+    return score_columns(adata, annotation, [domain], sample_key=sample_key)[0]
+
+
+def score_columns(
+    adata: ad.AnnData, annotation: str | None, domains: Sequence[str], *, sample_key: str | None = None
+) -> list[dict[str, Any]]:
+    """`score` of several columns of domains of one run, for which neighbors in the embedding are searched once."""
     check_anndata(adata)
-    labels = column_of(adata, domain).to_numpy()
-    truth = None if annotation is None else column_of(adata, annotation).to_numpy()
-    key_added = run_of(adata, domain)
+    labelings = [column_of(adata, domain) for domain in domains]
+    truth = None if annotation is None else column_of(adata, annotation)
+    key_added = run_of(adata, domains[0])
     if sample_key is None and key_added is not None:
         sample_key = (record_of(adata, key_added) or {}).get("sample_key")
     sample = None if sample_key is None else sections_column(adata, sample_key)
-    scores: dict[str, Any] = {} if truth is None else dict(metrics.agreement(truth, labels))
-    scores |= metrics.continuity(labels, coordinates_of(adata), sample)
+    scores: list[dict[str, Any]] = [
+        {} if truth is None else dict(metrics.agreement(truth, labels)) for labels in labelings
+    ]
+    for labels, found in zip(labelings, scores, strict=True):
+        found |= metrics.continuity(labels, coordinates_of(adata), sample)
     if sample is not None and pd.unique(sample).size > 1:
         embedding = keys.ResultKeys(key_added or keys.DEFAULT_KEY).embedding
         points = representation_of(adata, embedding) if embedding in adata.obsm else None
-        scores["integration"] = metrics.integration_scores(labels, sample, points, truth)
+        integration = metrics.integration_scores_of_each(labelings, sample, points, truth)
+        for found, one in zip(scores, integration, strict=True):
+            found["integration"] = one
     return scores
 
 

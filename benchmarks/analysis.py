@@ -3,7 +3,7 @@
     python benchmarks/analysis.py [--seeds 10] [--cohorts 1000] [--cells 10000 100000] [--genes 3000] [--json FILE]
 
 * **Markers**: p-values below 0.05 in counts without any domain, naive and from counts set aside, with domains from
-  `amilst_lite.identify_domains`; Poisson counts, and overdispersed ones, of which the two halves are not independent.
+  `amilst_lite.identify_domains`; Poisson counts, and overdispersed ones, whose dispersion is estimated.
   On simulated tissue, the share of the true markers of a domain that are found at 5 % false discovery rate.
 * **Spatially variable genes**: the same rates for genes whose counts are permuted over the spots of simulated tissue,
   and for the genes as they are.

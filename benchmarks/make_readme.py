@@ -21,6 +21,7 @@ import analysis
 import apply
 import clustering
 import denoising
+import device
 import integration
 import invariance
 import kernels
@@ -32,6 +33,7 @@ import selection
 import training
 import versus_dense
 from common import TISSUES, Json, mean_over_tissues
+from faults import harness as faults
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -212,6 +214,25 @@ PARTS = (
         "The published network and objective with dense N × N arrays, as in the published program, compared with the "
         "sparse computation. Milliseconds per epoch of phase one and phase two.",
         (versus_dense.table,),
+    ),
+    Part(
+        "CUDA device",
+        ("device_simulated.json",),
+        "python benchmarks/device.py --json benchmarks/results/device_simulated.json",
+        "Counted on a CUDA device that is simulated on the CPU (`tests/simulated_cuda.py`). The times are estimates "
+        "for an H100 from these counts; no GPU has confirmed them. Training waits once in ten epochs, the mixture once "
+        "in a step of EM, at its end. Not included is what the CPU does meanwhile.",
+        (device.table,),
+    ),
+    Part(
+        "Faults",
+        ("faults_signals.json", "faults_disk.json"),
+        "python benchmarks/faults/signals.py --json benchmarks/results/faults_signals.json\n"
+        "python benchmarks/faults/disk.py --json benchmarks/results/faults_disk.json",
+        "Runs that are ended at random moments and continued with `--resume`, and disks that are full or fail. The "
+        "first lines of each script say what is expected. *Not as expected* counts the runs in which anything else "
+        "happened.",
+        (faults.table,),
     ),
 )
 

@@ -1,11 +1,13 @@
 """Time and memory of a whole run, from an h5ad file to the written results, stage by stage.
 
     python benchmarks/scaling.py --cells 3000 10000 100000 1000000 --genes 300 [--json FILE]
+    python benchmarks/scaling.py --cells 100000 1000000 10000000 --sections 40 --genes 300 --json FILE
 
-The tissue is simulated (single cells, 20 domains of irregular outline) and written to disk; ``amilst run`` then
-runs on it, each size in a process of its own. Memory is the largest resident size seen in a stage, sampled every
-20 ms, including the interpreter and the imports; on a GPU also the peak of the allocator. ``estimate`` is the
-estimate made before the run.
+The tissue is simulated (single cells, 20 domains of irregular outline) and written to disk, section by section, each
+with a technical effect of its own if there are several; ``amilst run`` then runs on it, each size in a process of its
+own. Memory is the largest resident size seen in a stage, sampled every 20 ms, including the interpreter and the
+imports; on a GPU also the peak of the allocator. ``estimate`` is the estimate made before the run. With several sizes,
+the exponent with which time grows and the bytes of each further cell are those between the smallest and the largest.
 """
 
 from __future__ import annotations
@@ -13,32 +15,138 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from common import Json, Record, make_parser, markdown
+import numpy as np
+from common import ANNOTATION, Json, Record, make_parser, markdown
 
 N_DOMAINS = 20
+SECTION = "section"
+EFFECT = 0.3
+"""Standard deviation of the logarithm of the factor by which a section changes the counts of a gene."""
+AT_A_TIME = 2
+"""Sections that are simulated at the same time."""
 STAGES = [
     "import",
     "read",
     "graph",
     "prepare",
     "PCA",
+    "network share",
     "filter",
+    "correct",
     "train",
     "embed",
     "cluster",
     "refine",
+    "analyze",
+    "write",
     "score",
     "draw",
-    "write",
+    "report",
 ]
+
+
+class Sections:
+    """An h5ad file to which sections are appended, so that one section at a time is in memory."""
+
+    def __init__(self, file: Any, n_genes: int) -> None:
+        self.file = file
+        kinds = {
+            "X/data": np.float32, "X/indices": np.int32, "X/indptr": np.int64, "obs/_index": _text(),
+            f"obs/{ANNOTATION}/codes": np.int8, f"obs/{SECTION}/codes": np.int16,
+        }  # fmt: skip
+        for name, kind in kinds.items():
+            file.create_dataset(name, (0,), kind, maxshape=(None,), chunks=(2**18,))
+        file.create_dataset("obsm/spatial", (0, 2), np.float32, maxshape=(None, 2), chunks=(2**17, 2))
+        file["X/indptr"].resize((1,))
+        self.n_genes, self.n_cells = n_genes, 0
+
+    def append(self, tissue: Any, section: int) -> None:
+        """Write another section."""
+        counts = tissue.counts
+        self._extend("X/indptr", counts.indptr[1:] + self.file["X/data"].shape[0])
+        self._extend("X/data", counts.data)
+        self._extend("X/indices", counts.indices)
+        self._extend("obsm/spatial", tissue.coordinates)
+        names = (f"s{section + 1:02d}_" + tissue.spot_names.astype(object)).astype(object)
+        self._extend("obs/_index", names)
+        self._extend(f"obs/{ANNOTATION}/codes", tissue.domains)
+        self._extend(f"obs/{SECTION}/codes", np.full(len(names), section))
+        self.n_cells += len(names)
+        self._names, self._genes, self._last = tissue.domain_names, tissue.gene_names, section
+
+    def finish(self) -> None:
+        """Write what makes the file an AnnData."""
+        import pandas as pd
+        from anndata.io import write_elem
+
+        def describe(name: str, kind: str, version: str, **more: Any) -> None:
+            self.file[name].attrs.update({"encoding-type": kind, "encoding-version": version, **more})
+
+        for name in ("layers", "uns", "obsp", "varm", "varp"):
+            write_elem(self.file, name, {})
+        write_elem(self.file, "var", pd.DataFrame(index=pd.Index(self._genes, dtype=object)))
+        for column, labels in (
+            (ANNOTATION, self._names),
+            (SECTION, [f"section {number + 1:02d}" for number in range(self._last + 1)]),
+        ):
+            write_elem(self.file, f"obs/{column}/categories", np.asarray(labels, dtype=object))
+            describe(f"obs/{column}/codes", "array", "0.2.0")
+            describe(f"obs/{column}", "categorical", "0.2.0", ordered=False)
+        describe("obs/_index", "string-array", "0.2.0")
+        columns = np.array([ANNOTATION, SECTION], dtype=_text())
+        describe("obs", "dataframe", "0.2.0", **{"_index": "_index", "column-order": columns})
+        describe("obsm/spatial", "array", "0.2.0")
+        describe("obsm", "dict", "0.1.0")
+        describe("X", "csr_matrix", "0.1.0", shape=np.array([self.n_cells, self.n_genes]))
+        describe("/", "anndata", "0.1.0")
+
+    def _extend(self, name: str, values: np.ndarray) -> None:
+        dataset = self.file[name]
+        start = dataset.shape[0]
+        dataset.resize((start + len(values), *dataset.shape[1:]))
+        dataset[start:] = values
+
+
+def _text() -> Any:
+    import h5py
+
+    return h5py.string_dtype()
+
+
+def simulate(path: Path, n_cells: int, n_genes: int, n_sections: int, seed: int) -> None:
+    """Write an h5ad file of simulated sections of equal size."""
+    import h5py
+
+    from amilst_lite.simulate import simulate_tissue
+
+    def section(number: int) -> Any:
+        size = (number + 1) * n_cells // n_sections - number * n_cells // n_sections
+        return simulate_tissue(
+            size, n_genes, N_DOMAINS, layout="blobs", arrangement="cells", section=number,
+            section_effect=EFFECT if n_sections > 1 else 0.0, seed=seed,
+        )  # fmt: skip
+
+    with h5py.File(path, "w") as file, ThreadPoolExecutor(AT_A_TIME) as pool:
+        sections = Sections(file, n_genes)
+        waiting = [pool.submit(section, number) for number in range(min(AT_A_TIME, n_sections))]
+        for number in range(n_sections):
+            tissue = waiting.pop(0).result()
+            if number + AT_A_TIME < n_sections:
+                waiting.append(pool.submit(section, number + AT_A_TIME))
+            sections.append(tissue, number)
+            del tissue
+        sections.finish()
 
 
 class Watch(logging.Handler):
@@ -72,7 +180,7 @@ class Watch(logging.Handler):
             self.peak[self.stage] = max(self.peak.get(self.stage, 0), resident)
 
 
-def run_once(section: Path, seed: int, device: str, settings: list[str]) -> None:
+def run_once(path: Path, output: Path, seed: int, device: str, several: bool, settings: list[str]) -> None:
     """Read, identify and write in this process; print the measurements as JSON."""
     watch = Watch()
     from amilst_lite import io, pipeline
@@ -80,25 +188,17 @@ def run_once(section: Path, seed: int, device: str, settings: list[str]) -> None
 
     logging.getLogger("amilst_lite").addHandler(watch)
     del io, pipeline
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "out"
-        watch.enter("read")
-        command = [
-            "run",
-            str(section),
-            "--n-domains",
-            str(N_DOMAINS),
-            "--seed",
-            str(seed),
-            "--device",
-            device,
-        ]
-        code = main([*command, "--annotation", "ground_truth", "-o", str(output), "--quiet", *settings])
-        watch.enter("end")
-        watch.over.set()
-        if code:
-            sys.exit(code)
-        summary = json.loads((output / "run.json").read_text())
+    watch.enter("read")
+    command = [
+        "run", str(path), "--n-domains", str(N_DOMAINS), "--seed", str(seed), "--device", device, "--annotation",
+        ANNOTATION, "-o", str(output), "--quiet", *(["--sample-key", SECTION] if several else []), *settings,
+    ]  # fmt: skip
+    code = main(command)
+    watch.enter("end")
+    watch.over.set()
+    if code:
+        sys.exit(code)
+    summary = json.loads((output / "run.json").read_text())
     print(
         json.dumps(
             {
@@ -116,34 +216,57 @@ def run_once(section: Path, seed: int, device: str, settings: list[str]) -> None
     )
 
 
-def measure(n_cells: int, n_genes: int, seed: int, device: str, settings: list[str]) -> Json:
-    """Simulate a section and run it, each in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        section = Path(folder) / "section.h5ad"
-        simulate = (
-            "from amilst_lite.pipeline import simulate_section as s; "
-            f"s({n_cells}, {n_genes}, {N_DOMAINS}, layout='blobs', arrangement='cells', seed={seed})"
-            f".write_h5ad({str(section)!r})"
-        )
-        subprocess.run([sys.executable, "-c", simulate], check=True)
-        command = [sys.executable, __file__, "--once", str(section), "--seed", str(seed), "--device", device]
-        done = subprocess.run([*command, "--", *settings], capture_output=True, text=True)
+def measure(n_cells: int, n_genes: int, options: argparse.Namespace) -> Json:
+    """Simulate sections and run them, each in a process of its own."""
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        path, output = Path(folder) / "sections.h5ad", Path(folder) / "out"
+        common = [sys.executable, __file__, "--seed", str(options.seed), "--sections", str(options.sections)]
+        made = ["--simulate", str(path), "--cells", str(n_cells), "--genes", str(n_genes)]
+        start = time.perf_counter()
+        subprocess.run([*common, *made], check=True)
+        print(f"\n{n_cells:,} cells simulated in {time.perf_counter() - start:.0f} s", flush=True)
+        command = [*common, "--once", str(path), "--output", str(output), "--device", options.device]
+        done = subprocess.run([*command, "--", *options.settings], capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{n_cells} cells: {done.stderr.strip()[-2000:]}")
-        return {"cells": n_cells, "genes": n_genes, "seed": seed, **json.loads(done.stdout.splitlines()[-1])}
+        size = {"cells": n_cells, "genes": n_genes, "sections": options.sections, "seed": options.seed}
+        size["input_bytes"] = path.stat().st_size
+        size["output_bytes"] = sum(file.stat().st_size for file in output.iterdir())
+        return size | json.loads(done.stdout.splitlines()[-1])
+
+
+def growth(results: list[Json]) -> list[str]:
+    """How time and memory grow, for each number of genes and sections."""
+    lines = []
+    for key in dict.fromkeys((one["genes"], one.get("sections", 1)) for one in results):
+        own = [one for one in results if (one["genes"], one.get("sections", 1)) == key]
+        small, large = (choose(own, key=lambda one: one["cells"]) for choose in (min, max))
+        if small["cells"] == large["cells"]:
+            continue
+        ratio = math.log(large["total_seconds"] / small["total_seconds"])
+        exponent = ratio / math.log(large["cells"] / small["cells"])
+        more = max(large["peak_bytes"].values()) - max(small["peak_bytes"].values())
+        lines.append(
+            f"{key[0]} genes in {key[1]} section(s), from {small['cells']:,} to {large['cells']:,} cells: time grows "
+            f"with the power {exponent:.2f}; {more / (large['cells'] - small['cells']):,.0f} bytes a cell"
+        )
+    return lines
 
 
 def table(record: Json) -> str:
     """One row for each size."""
     rows = []
+    several = any(one.get("sections", 1) > 1 for one in record["results"])
     for one in record["results"]:
         vram = one["vram_bytes"]
+        sections = [one.get("sections", 1)] if several else []
         rows.append(
-            [f"{one['cells']:,}", f"{one['genes']:,}", f"{one['total_seconds']:.0f}"]
+            [f"{one['cells']:,}", f"{one['genes']:,}", *sections, f"{one['total_seconds']:.0f}"]
             + [f"{one['ram_bytes'] / 2**30:.1f}", f"{vram / 2**30:.1f}" if vram else ""]
             + [f"{one['seconds'].get('train', 0.0):.0f}", f"{one['seconds'].get('cluster', 0.0):.0f}"]
         )
-    header = ["cells", "genes", "seconds", "GiB", "GPU GiB", "of which training", "of which clustering"]
+    names = ["cells", "genes", *(["sections"] if several else [])]
+    header = [*names, "seconds", "GiB", "GPU GiB", "of which training", "of which clustering"]
     return markdown(header, rows)
 
 
@@ -151,19 +274,28 @@ def main() -> int:
     parser = make_parser(__doc__)
     parser.add_argument("--cells", type=int, nargs="+", default=[3000, 10_000, 100_000, 1_000_000])
     parser.add_argument("--genes", type=int, nargs="+", default=[300])
+    parser.add_argument("--sections", type=int, default=1, help="of equal size, in one file (default: 1)")
+    parser.add_argument("--folder", type=Path, help="for input and results (default: the temporary folder)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--simulate", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--once", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("settings", nargs="*", help="after --, passed to amilst run (--batch-size 20000)")
     options = parser.parse_args()
+    if options.simulate:
+        simulate(options.simulate, options.cells[0], options.genes[0], options.sections, options.seed)
+        return 0
     if options.once:
-        run_once(options.once, options.seed, options.device, options.settings)
+        run_once(
+            options.once, options.output, options.seed, options.device, options.sections > 1, options.settings
+        )
         return 0
     if options.threads:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)  # for the processes started below
     record = Record(options, "scaling")
     for n_genes in options.genes:
         for n_cells in options.cells:
-            one = measure(n_cells, n_genes, options.seed, options.device, options.settings)
+            one = measure(n_cells, n_genes, options)
             record.add_row(one)
             print(f"\n{n_cells:,} cells × {n_genes} genes on {one['device']}: ARI {one['ari']:.3f}")
             if one["estimate"]:
@@ -176,6 +308,8 @@ def main() -> int:
                     memory = f"{peak / 2**20:8,.0f} MiB" if peak else ""
                     print(f"  {stage:8s} {one['seconds'][stage]:8.2f} s  {memory}", flush=True)
     print(table(record.data))
+    for line in growth(record.data["results"]):
+        print(line)
     return 0
 
 

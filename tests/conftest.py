@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
@@ -17,3 +19,18 @@ def shared_dir() -> Path:
     if not directory.is_dir():
         pytest.skip(f"no shared folder at {directory}; set AMILST_SHARED to the folder that holds golden/")
     return directory
+
+
+@pytest.fixture
+def light_figures(monkeypatch):
+    """Files of figures hold a single pixel: drawing takes most of the time of a small `amilst run`.
+
+    For tests of everything else; the figures are made all the same, and those of test_plot and test_results drawn.
+    """
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header, pixel = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0), zlib.compress(b"\0\0")
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixel) + chunk(b"IEND", b"")
+    monkeypatch.setattr("amilst_lite.plot.save", lambda figure, path: Path(path).write_bytes(png))

@@ -8,9 +8,10 @@ through ``SimulatedTensor.__torch_dispatch__``, which
   numpy, and under ``torch.use_deterministic_algorithms(True)`` operations whose CUDA kernels use atomic
   additions or scan floats. Some of these have slow deterministic kernels in recent versions of torch; they
   are refused all the same, since the package must not depend on the version;
-* records host waits, kernel launches and copies between host and device, each with the line that caused it.
+* records host waits, kernel launches, copies between host and device, each with the line that caused it, and the
+  bytes of the tensors alive on the device.
 
-Not simulated: the inside of kernels (memory, speed, missing dtypes, rounding), streams, asynchronous errors,
+Not simulated: the inside of kernels (their memory, speed, missing dtypes, rounding), streams, asynchronous errors,
 cuBLAS's need for ``CUBLAS_WORKSPACE_CONFIG``, gradients through a copy between devices, and other threads
 than the one that entered the context (torch runs with one thread within).
 """
@@ -20,6 +21,7 @@ than the one that entered the context (torch runs with one thread within).
 from __future__ import annotations
 
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -84,10 +86,16 @@ class SimulatedCuda:
         Operations that launch a kernel, about as many as CUDA would launch.
     copies : Counter
         ``"upload"`` to the device or ``"download"`` from it. A download is a wait, too.
+    alive, peak : int
+        Bytes of the tensors on the device: now, and at most so far.
+    moved : int
+        Bytes of the operands and results of all operations, each once in an operation.
     """
 
     def __init__(self, n_devices: int) -> None:
         self.n_devices = n_devices
+        self.alive = self.peak = self.moved = 0
+        self._holders: Counter = Counter()  # tensors that share a storage, by its address
         self.waits, self.launches, self.copies = Counter(), Counter(), Counter()
 
     def report(self, top: int = 20) -> str:
@@ -109,6 +117,24 @@ class SimulatedCuda:
 
     def launch(self, operation: str) -> None:
         self.launches[operation, _line()] += 1
+
+    def hold(self, tensor: SimulatedTensor) -> None:
+        """Count the memory of a new tensor until it is deleted, once for all views of it."""
+        values = tensor.on_cpu
+        # the entries of a sparse tensor are tensors of their own
+        storage = None if values.layout != torch.strided else values.untyped_storage()
+        key, size = (id(tensor), 0) if storage is None else (storage.data_ptr(), storage.nbytes())
+        self._holders[key] += 1
+        if self._holders[key] == 1:
+            self.alive += size
+            self.peak = max(self.peak, self.alive)
+        weakref.finalize(tensor, self._release, key, size).atexit = False
+
+    def _release(self, key: int, size: int) -> None:
+        self._holders[key] -= 1
+        if self._holders[key] == 0:
+            del self._holders[key]
+            self.alive -= size
 
     def copy(self, source: torch.device) -> None:
         if source.type == "cuda":
@@ -142,6 +168,8 @@ class SimulatedTensor(torch.Tensor):
             cls, on_cpu.shape, dtype=on_cpu.dtype, device=_CPU, **memory
         )
         self.on_cpu, self._device, self._owner = on_cpu, device, _active
+        if _active is not None:
+            _active.hold(self)
         return self
 
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -186,8 +214,12 @@ class SimulatedTensor(torch.Tensor):
         _map(lambda leaf: tensors.append(leaf) if isinstance(leaf, torch.Tensor) else None, (args, kwargs))
         simulated = next(tensor for tensor in tensors if isinstance(tensor, cls))
         if not func.is_view:
-            _check(simulated.cuda_of, func, args, tensors)
+            _check(simulated.cuda_of, func, args, kwargs or {}, tensors)
         result = func(*_plain(args), **_plain(kwargs or {}))
+        if not func.is_view:
+            results = result if isinstance(result, tuple | list) else (result,)
+            touched = [*tensors, *(part for part in results if isinstance(part, torch.Tensor))]
+            simulated.cuda_of.moved += sum(part.numel() * part.element_size() for part in touched)
         same = {id(_plain(tensor)): tensor for tensor in tensors}  # what is changed in place stays the object
 
         def wrap(value: Any) -> Any:
@@ -235,7 +267,7 @@ def _plain(tree: Any) -> Any:
     return _map(lambda leaf: leaf.on_cpu if isinstance(leaf, SimulatedTensor) else leaf, tree)
 
 
-def _check(cuda: SimulatedCuda, func: Any, args: Any, tensors: list[torch.Tensor]) -> None:
+def _check(cuda: SimulatedCuda, func: Any, args: Any, kwargs: Any, tensors: list[torch.Tensor]) -> None:
     """Refuse an operation that CUDA refuses, and record it otherwise."""
     name = func.overloadpacket.__name__.removesuffix("_")
     if name == "copy" and args[0].device != args[1].device:
@@ -271,7 +303,8 @@ def _check(cuda: SimulatedCuda, func: Any, args: Any, tensors: list[torch.Tensor
             f"{func} has no deterministic CUDA kernel, but torch.use_deterministic_algorithms(True) is set "
             f"({_line()})"
         )
-    if name in _WAITS:
+    sized = kwargs.get("output_size") is not None  # repeat_interleave then knows the size of its result
+    if name in _WAITS and not sized:
         cuda.wait(_WAITS[name])
     if name not in _NO_LAUNCH:
         cuda.launch(name)
@@ -357,7 +390,7 @@ def simulated_cuda(n_devices: int = 1) -> Iterator[SimulatedCuda]:
         "device_count": lambda: n_devices,
         "synchronize": lambda device=None: cuda.wait("synchronize"),
         "get_device_properties": lambda device=None: SimpleNamespace(total_memory=_MEMORY, name="simulated"),
-        "max_memory_allocated": lambda device=None: 0,
+        "max_memory_allocated": lambda device=None: cuda.peak,
     }
     with ExitStack() as stack:
         stack.enter_context(mock.patch.multiple(torch.cuda, **replaced))

@@ -86,10 +86,12 @@ def test_the_matrix_is_never_dense():
     assert peak < 60e6  # dense: 240 MB
 
 
-def noise(n=300, n_genes=60, seed=0):
+def noise(n=300, n_genes=60, seed=0, dispersion=0.0):
     """Counts without any domain."""
     rng = np.random.default_rng(seed)
     rates = np.tile(rng.gamma(2.0, 1.5, size=n_genes), (n, 1))
+    if dispersion:
+        rates = rates * rng.gamma(1 / dispersion, dispersion, size=rates.shape)
     adata = ad.AnnData(sp.csr_matrix(rng.poisson(rates).astype(np.float32)))
     adata.obsm["spatial"] = rng.uniform(size=(n, 2))
     return adata
@@ -102,10 +104,12 @@ def cluster(adata, seed=0):
     return KMeans(2, n_init=3, random_state=seed).fit_predict(expression)
 
 
-def test_p_values_are_right_in_noise_where_naive_ones_are_not():
+@pytest.mark.parametrize("dispersion", [0.0, 0.5])
+def test_p_values_are_right_in_noise_where_naive_ones_are_not(dispersion):
+    """With binomial thinning, 12 % would be below 0.05 at a dispersion of 0.5."""
     naive, safe = [], []
     for seed in range(8):
-        adata = noise(seed=seed)
+        adata = noise(seed=seed, dispersion=dispersion)
         adata.obs["amilst_domain"] = pd.Categorical(cluster(adata))
         table = marker_genes(adata, identify=cluster, seed=seed)
         naive.append(table["p_naive"])

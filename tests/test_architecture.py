@@ -11,12 +11,13 @@ import amilst_lite
 
 PACKAGE = Path(amilst_lite.__file__).parent
 RUNTIME_PACKAGES = {"torch", "numpy", "scipy", "sklearn", "anndata", "h5py", "pandas", "pynndescent"}
-OPTIONAL = {"matplotlib", "igraph", "umap", "pyarrow", "zarr"}
+OPTIONAL = {"matplotlib", "igraph", "umap", "pyarrow", "zarr", "numcodecs"}  # numcodecs comes with zarr
+USED_IF_PRESENT = {"tqdm"}  # no extra: without it there is a plain bar
 
 # Each row may import from the rows above it; modules of one package import each other freely. The rows refine
 # the layers of the design: Â·H and the neighbor search are used by all of layer 1, results use the pipeline.
 LAYERS = [
-    ["errors", "_version"],
+    ["errors", "_version", "partial", "progress", "html_repr"],
     ["keys", "config", "runtime", "model_file", "checkpoint"],
     ["validation"],
     ["nn.sparse", "spatial.neighbors"],
@@ -90,8 +91,8 @@ def test_dependencies_are_declared_and_optional_ones_are_lazy(path):
     for kind, target, at_top in imports(path):
         if kind != "package" or target in sys.stdlib_module_names:
             continue
-        assert target in RUNTIME_PACKAGES | OPTIONAL, f"{target} is not a run-time package"
-        if target in OPTIONAL | {"pynndescent"}:
+        assert target in RUNTIME_PACKAGES | OPTIONAL | USED_IF_PRESENT, f"{target} is not a run-time package"
+        if target in OPTIONAL | USED_IF_PRESENT | {"pynndescent"}:
             assert not at_top, f"{target} must be imported where it is used"
         if target == "anndata":
             assert name_of(path).split(".")[0] in WITH_ANNDATA, (
@@ -110,6 +111,14 @@ def test_no_assert_and_no_print_in_the_package():
             assert not isinstance(node, ast.Assert), f"{path.name}:{node.lineno}: assert in the package"
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id != "print", f"{path.name}:{node.lineno}: prints"
+
+
+def test_warnings_are_issued_by_one_function():
+    """Which records them for the run of this thread, and always shows them."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            assert called != "warnings.warn", f"{path.name}:{node.lineno}: use errors.warn"
 
 
 def test_public_names_are_there_and_sorted():

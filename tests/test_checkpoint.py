@@ -1,20 +1,27 @@
 """Checkpoints: a run that was killed ends in the same bits; files that do not fit are not used."""
 
+import dataclasses
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
+from scipy import sparse
 
 import amilst_lite as amilst
-from amilst_lite import estimator, pipeline
+from amilst_lite import checkpoint as checkpoint_module
+from amilst_lite import estimator, io
 from amilst_lite.checkpoint import Checkpoint, fingerprint
 from amilst_lite.cli import main
-from amilst_lite.errors import AmilstWarning, InputError
+from amilst_lite.errors import AmilstWarning, InputError, recorded_warnings, warn
 
 QUICK = {"epochs": 4, "n_init": 6, "shrinkage": 0.2}
 
@@ -32,7 +39,7 @@ def section(n=200):
 
 
 def number(name, checkpoint, value=7):
-    """A stage whose result is a number."""
+    """A step whose result is a number, and whether it was computed."""
     computed = []
 
     def compute():
@@ -40,9 +47,35 @@ def number(name, checkpoint, value=7):
         return value
 
     found = checkpoint.stage(
-        name, compute, lambda n: {"deep": {"n": np.array(n)}}, lambda arrays: int(arrays["deep"]["n"])
+        name, compute, lambda n: {"deep": {"n": np.array(n)}}, lambda kept: int(kept["deep"]["n"])
     )
     return found, bool(computed)
+
+
+class Clock:
+    """In place of the module time."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(checkpoint_module, "time", clock)
+    return clock
+
+
+def takes(clock, seconds, result=None):
+    """A function that takes so many seconds."""
+
+    def compute():
+        clock.now += seconds
+        return result
+
+    return compute
 
 
 # --- the class --------------------------------------------------------------------------------
@@ -85,8 +118,85 @@ def test_stamp_and_version_belong_to_the_fingerprint(tmp_path, monkeypatch):
     assert before != fingerprint("a", {"b": None}, np.ones(2))
 
 
+@dataclasses.dataclass
+class Pair:
+    first: object
+    second: tuple
+
+
+def table():
+    columns = {
+        "category": pd.Categorical(["b", None, "a"], categories=["b", "a"], ordered=True),
+        "number": [1.5, np.nan, -0.0],
+        "flag": [True, False, True],
+        "text": np.array(["x", None, "z"], dtype=object),
+        "string": pd.array(["x", "y", "µ"], dtype="string"),
+    }
+    return pd.DataFrame(columns, index=pd.Index(["p", "q", "r"], dtype=object, name="spot"))
+
+
+def test_results_of_every_kind_come_back(tmp_path):
+    matrix = sparse.random(5, 4, 0.5, format="csr", dtype=np.float32, random_state=0)
+    matrix.indices, matrix.indptr = matrix.indices.astype(np.int64), matrix.indptr.astype(np.int64)
+    value = {
+        "plain": [None, True, 2**70, 0.1, -np.inf, "µ"],
+        "nested": {"empty": {}, "tuple": (1, [2.5], ())},
+        "scalars": (np.float32(0.1), np.int8(3), np.str_("a")),
+        "arrays": [np.zeros((0, 3)), np.array(2), np.array(["a", "bc"]), np.asfortranarray(np.eye(3) + 1)],
+        "objects": np.array([["a", None], [1.5, "b"]], dtype=object),
+        "pair": Pair(np.arange(3), (1, np.nan)),
+    }
+    tables = {"spots": table(), "counted": table().reset_index(drop=True), "none": table().iloc[:0]}
+    for _ in range(2):  # computed, then read
+        checkpoint = Checkpoint(tmp_path, interval=0.0)
+        found = checkpoint.stage("value", lambda: value)
+        frames, counts = checkpoint.stage("tables", lambda: (tables, matrix))
+    value["pair"] = {"first": np.arange(3), "second": (1, np.nan)}
+    assert repr(found) == repr(value)
+    for mine, one in zip(found["arrays"], value["arrays"], strict=True):
+        assert mine.dtype == one.dtype and mine.flags.f_contiguous == one.flags.f_contiguous
+    for name, frame in tables.items():
+        pd.testing.assert_frame_equal(frames[name], frame)
+        assert type(frames[name].index) is type(frame.index)
+    assert counts.indices.dtype == counts.indptr.dtype == np.int64 and (counts != matrix).nnz == 0
+
+
+@pytest.mark.parametrize(
+    "value",
+    [object(), {1: 2}, np.array([object()]), pd.DataFrame([[1, 2]], columns=["a", "a"]), {"a"}, np.zeros(2, "i4,f4")],
+)  # fmt: skip
+def test_other_results_are_not_kept(tmp_path, value, caplog):
+    checkpoint = Checkpoint(tmp_path, interval=0.0)
+    with caplog.at_level("INFO", logger="amilst_lite"):
+        assert checkpoint.stage("one", lambda: value) is value
+    assert not checkpoint.exists and "no checkpoint of one" in caplog.text
+
+
+def test_warnings_are_issued_again(tmp_path):
+    def inner():
+        warn("from inside")
+        return 1
+
+    def outer(checkpoint):
+        def compute():
+            warn("before")
+            return checkpoint.stage("inner", inner)
+
+        return compute
+
+    for _ in range(2):
+        checkpoint = Checkpoint(tmp_path, interval=0.0)
+        with pytest.warns(AmilstWarning), recorded_warnings() as texts:
+            assert checkpoint.stage("outer", outer(checkpoint)) == 1
+        assert texts == ["before", "from inside"]
+
+
 def damage(path, how):
-    if how == "cut":
+    if how == "flipped":  # in the data of the last array
+        content = bytearray(path.read_bytes())
+        content[content.index(np.array(7).tobytes())] ^= 1
+        path.write_bytes(content)
+    elif how == "cut":
         path.write_bytes(path.read_bytes()[:-50])
     elif how == "empty":
         path.write_bytes(b"")
@@ -94,12 +204,12 @@ def damage(path, how):
         with np.load(path) as file:
             np.savez_compressed(path, **{name: file[name] for name in file.files})
     elif how == "object":
-        np.savez(path, fingerprint=np.array([object()]))
+        np.savez(path, document=np.array([object()]))
     else:
         path.write_bytes(b"\x80\x04not an archive")
 
 
-@pytest.mark.parametrize("how", ["cut", "empty", "compressed", "object", "pickle"])
+@pytest.mark.parametrize("how", ["flipped", "cut", "empty", "compressed", "object", "pickle"])
 def test_damaged_files_are_computed_again(tmp_path, how, caplog):
     checkpoint = Checkpoint(tmp_path, interval=0.0)
     checkpoint.begin()
@@ -110,11 +220,58 @@ def test_damaged_files_are_computed_again(tmp_path, how, caplog):
     assert "is computed again" in caplog.text
 
 
-def test_short_runs_write_nothing(tmp_path):
-    checkpoint = Checkpoint(tmp_path / "checkpoint", interval=100.0)
-    checkpoint.begin()
-    assert number("one", checkpoint) == (7, True)
-    assert not (tmp_path / "checkpoint").exists()
+def kept(folder):
+    return sorted(path.stem for path in folder.glob("*.npz"))
+
+
+def test_short_steps_are_not_kept(tmp_path, clock):
+    checkpoint = Checkpoint(tmp_path, interval=20.0)
+    for name, seconds in (("a", 0.4), ("b", 0.6), ("c", 0.4), ("d", 30.0)):
+        checkpoint.stage(name, takes(clock, seconds))
+    assert kept(tmp_path) == ["b", "d"]
+
+
+def test_large_results_of_short_steps_are_not_kept(tmp_path, clock, monkeypatch):
+    monkeypatch.setattr(checkpoint_module, "_BYTES", 4e6)  # 200 kB a second
+    checkpoint = Checkpoint(tmp_path, interval=20.0)
+    for name, seconds, n_bytes in (
+        ("small", 1.1, 200_000),
+        ("large", 0.9, 200_000),
+        ("long", 20.1, 5_000_000),
+    ):
+        checkpoint.stage(name, takes(clock, seconds, np.zeros(n_bytes, np.uint8)))
+    assert kept(tmp_path) == ["long", "small"]
+
+
+def test_steps_inside_a_step(tmp_path, clock):
+    """Their time is not that of the step around them if they are kept, and is if they are not."""
+
+    def outer(checkpoint, seconds):
+        def compute():
+            for place in range(3):
+                checkpoint.stage(f"inner-{place}", takes(clock, seconds))
+            clock.now += 0.1
+
+        return compute
+
+    checkpoint = Checkpoint(tmp_path / "kept", interval=20.0)
+    checkpoint.stage("outer", outer(checkpoint, 1.0))
+    assert kept(tmp_path / "kept") == ["inner-0", "inner-1", "inner-2"]
+    checkpoint = Checkpoint(tmp_path / "short", interval=20.0)
+    checkpoint.stage("outer", outer(checkpoint, 0.2))
+    assert kept(tmp_path / "short") == ["outer"]
+
+
+def test_the_results_keep_their_space(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(checkpoint_module.shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
+    checkpoint = Checkpoint(tmp_path, interval=0.0)
+    with caplog.at_level("INFO", logger="amilst_lite"):
+        checkpoint.stage("large", lambda: np.zeros(1000))
+    checkpoint.stage("small", lambda: np.zeros(100))
+    assert kept(tmp_path) == ["small"] and "too little space" in caplog.text
+
+
+def test_without_a_folder_nothing_is_kept():
     without = Checkpoint()
     without.begin(np.ones(3))
     assert number("one", without) == (7, True)
@@ -130,7 +287,7 @@ def test_disk_errors_do_not_end_the_run(tmp_path, caplog, monkeypatch):
     checkpoint.begin()
     with caplog.at_level("INFO", logger="amilst_lite"):
         assert number("one", checkpoint) == (7, True)
-    assert "no checkpoint was written (no space left" in caplog.text
+    assert "no checkpoint of one was written (no space left" in caplog.text
     assert list(tmp_path.iterdir()) == []
 
 
@@ -162,71 +319,123 @@ def same(found, expected):
     assert list(mine["warnings"]) == list(other["warnings"]) and mine["n_domains"] == other["n_domains"]
 
 
-JOINT = {"sample_key": "section", "n_networks": 2, "network_share": 0.4}
+QUICK_RUNS = {
+    "chosen": {"n_domains": None, "shrinkage": None},
+    "joint": {"n_domains": 3, "sample_key": "section", "n_networks": 2, "network_share": 0.4},
+    "latent": {"n_domains": 3, "cluster_on": "latent", "noise_band": None},
+}
+
+
+class Recorded(Checkpoint):
+    """Keeps every step, and the names of those that were computed, in the order in which they ended."""
+
+    def __init__(self, folder):
+        super().__init__(folder, interval=0.0)
+        self.computed = []
+
+    def stage(self, name, compute, *functions, **named):
+        def recorded():
+            result = compute()
+            self.computed.append(name)
+            return result
+
+        return super().stage(name, recorded, *functions, **named)
+
+
+def run(adata, folder, settings, checkpoint):
+    """A run with all its results, and what they hold."""
+    model = amilst.identify_domains(adata, checkpoint=checkpoint, **{**QUICK, **settings})
+    amilst.write_results(adata, folder, model=model, annotation="ground_truth", checkpoint=checkpoint)
+    varying = ("run.json", "report.html", "result.h5ad")
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in varying}
+    record = json.loads((folder / "run.json").read_text())
+    return files | {name: value for name, value in record.items() if name not in ("seconds", "peak_memory")}
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """By its name: the section before and after a run, what it wrote, its steps and its checkpoint."""
+    runs = {}
+
+    def of(name):
+        if name not in runs:
+            start = section()
+            start.X.data[: start.X.indptr[1]] = 0  # a spot without counts: a warning
+            start.X.eliminate_zeros()
+            folder, finished = tmp_path_factory.mktemp(name), start.copy()
+            checkpoint = Recorded(folder / "checkpoint")
+            written = run(finished, folder / "out", QUICK_RUNS[name], checkpoint)
+            runs[name] = start, finished, written, checkpoint.computed, folder / "checkpoint"
+        return runs[name]
+
+    return of
 
 
 @pytest.mark.parametrize(
-    ("stage", "n_domains", "settings"),
+    ("name", "last"),
     [
-        ("_train", 3, {}),
-        ("section_effect", 3, JOINT),
-        ("find_domains", 3, JOINT),
-        ("find_domains", 3, {"cluster_on": "latent", "noise_band": None}),
-        ("find_domains", None, {}),
+        ("chosen", "selection-4"),
+        ("chosen", "mixture-15"),
+        ("chosen", "analysis-enrichment"),
+        ("joint", "correct"),
+        ("latent", "train"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::amilst_lite.errors.AmilstWarning")
-def test_continued_run_ends_in_the_same_bits(tmp_path, monkeypatch, stage, n_domains, settings):
-    options = {**QUICK, **settings, "n_domains": n_domains}
-    expected = section()
-    expected.X[0] = 0  # a spot without counts: a warning
-    expected.X.eliminate_zeros()
-    start = expected.copy()
-    whole = amilst.identify_domains(expected, **options)
-
-    def kill(*_, **__):
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(estimator.AMILST if stage == "_train" else estimator, stage, kill)
-        with pytest.raises(Killed):
-            amilst.identify_domains(start.copy(), checkpoint=Checkpoint(tmp_path, interval=0.0), **options)
-    written = {path.stem for path in tmp_path.glob("*.npz")}
-    assert "prepare" in written and ("train" in written) == (stage == "find_domains")
-    assert ("selection" in written) == (n_domains is None)
-
-    def recompute(*_, **__):
-        raise AssertionError("a stage of the checkpoint was computed again")
-
-    monkeypatch.setattr(pipeline, "prepare", recompute)
-    if "filter" in written:
-        monkeypatch.setattr(estimator, "fit_denoise", recompute)
-    if "train" in written:
-        monkeypatch.setattr(estimator.AMILST, "_train", recompute)
-    monkeypatch.setattr(estimator, "select_n_domains", recompute)
-    found = start.copy()
-    model = amilst.identify_domains(found, checkpoint=Checkpoint(tmp_path, interval=0.0), **options)
+def test_continued_run_ends_in_the_same_bits(tmp_path, whole_run, name, last):
+    """Killed after the step ``last``: that and those before it are not computed again."""
+    start, expected, written, steps, complete = whole_run(name)
+    done = steps[: steps.index(last) + 1]
+    (tmp_path / "checkpoint").mkdir()
+    for step in done:
+        shutil.copy(complete / f"{step}.npz", tmp_path / "checkpoint")
+    checkpoint, found = Recorded(tmp_path / "checkpoint"), start.copy()
+    assert run(found, tmp_path / "out", QUICK_RUNS[name], checkpoint) == written
     same(found, expected)
-    model.save(tmp_path / "one.h5")
-    whole.save(tmp_path / "other.h5")
-    assert (tmp_path / "one.h5").read_bytes() == (tmp_path / "other.h5").read_bytes()
+    assert checkpoint.computed == [step for step in steps if step not in done]
 
 
-def test_other_counts_or_settings_are_not_continued(tmp_path):
-    checkpoint = Checkpoint(tmp_path, interval=0.0, stamp="first")
-    amilst.identify_domains(section(), 3, checkpoint=checkpoint, **QUICK)
-    other = section()
+@pytest.mark.filterwarnings("ignore::amilst_lite.errors.AmilstWarning")
+def test_every_long_step_is_kept(whole_run):
+    _, finished, _, steps, complete = whole_run("chosen")
+    assert kept(complete) == sorted(steps)  # no two have the same name
+    tried = [f"selection-{k}" for k in finished.uns["amilst"]["selection"]["n_domains"]]
+    names = ["graph", "prepare", "share", "filter", "train", *tried, "cluster", "refine", "scores"]
+    assert [step for step in steps if step in names] == names
+    assert (
+        {f"analysis-{name}" for name in amilst.analysis.CHEAP}
+        < set(steps)
+        < set(whole_run("joint")[3]) | set(steps)
+    )
+    assert sum(step.startswith("mixture-held-out-") for step in steps) == 3
+    assert "correct" in whole_run("joint")[3]
+
+
+class Stopped(Recorded):
+    """Killed in the first step that is not in the checkpoint."""
+
+    def stage(self, name, compute, *functions, **named):
+        def kill():
+            self.computed.append(name)
+            raise Killed
+
+        return super().stage(name, kill, *functions, **named)
+
+
+@pytest.mark.filterwarnings("ignore::amilst_lite.errors.AmilstWarning")
+def test_other_counts_or_settings_are_not_continued(tmp_path, whole_run):
+    start, expected, _, _, complete = whole_run("joint")
+    shutil.copytree(complete, tmp_path / "checkpoint")
+    options = {**QUICK, **QUICK_RUNS["joint"]}
+    other, found = start.copy(), start.copy()
     other.X = other.X[:, ::-1].tocsr()  # the same names, places and totals
-    for start, changes, stamp in (
-        (section(), {"n_components": 5}, "first"),
-        (section(), {}, "second"),
-        (other, {}, "second"),
-    ):
-        found, expected = start.copy(), start.copy()
-        again = Checkpoint(tmp_path, interval=0.0, stamp=stamp)
-        amilst.identify_domains(found, 3, checkpoint=again, **QUICK, **changes)
-        amilst.identify_domains(expected, 3, **QUICK, **changes)
-        same(found, expected)
+    amilst.identify_domains(found, checkpoint=Stopped(tmp_path / "checkpoint"), **options)
+    same(found, expected)
+    for adata, changes in ((start, {"n_components": 5}), (start, {"seed": 1}), (other, {})):
+        checkpoint = Stopped(tmp_path / "checkpoint")
+        with pytest.raises(Killed):
+            amilst.identify_domains(adata.copy(), checkpoint=checkpoint, **{**options, **changes})
+        assert checkpoint.computed == ["graph"]
 
 
 @pytest.fixture
@@ -242,11 +451,15 @@ def always(monkeypatch):
 
 @pytest.mark.usefixtures("always")
 def test_interrupted_command_is_continued(tmp_path, capsys, monkeypatch):
-    section().write_h5ad(tmp_path / "section.h5ad")
+    adata, places = section(), tmp_path / "places.csv"
+    adata.to_df().to_csv(tmp_path / "counts.csv")
+    pd.DataFrame(adata.obsm["spatial"], adata.obs_names, ["x", "y"]).to_csv(places, index_label="spot")
     flags = ["--epochs", "4", "--n-init", "6", "--shrinkage", "0.2", "-k", "3"]
-    command = ["run", str(tmp_path / "section.h5ad"), *flags, "-o"]
+    command = ["run", str(tmp_path / "counts.csv"), "--coordinates", str(places), *flags, "-o"]
     assert main([*command, str(tmp_path / "expected")]) == 0
     assert not list(tmp_path.glob(".*"))
+    (tmp_path / ".out.checkpoint").mkdir()
+    (tmp_path / ".out.checkpoint" / "old.npz").write_bytes(b"of a run that nobody continues")
 
     def interrupt(*_, **__):
         os.kill(os.getpid(), signal.SIGINT)
@@ -256,32 +469,31 @@ def test_interrupted_command_is_continued(tmp_path, capsys, monkeypatch):
         patch.setattr(estimator, "find_domains", interrupt)
         assert main([*command, str(tmp_path / "out")]) == 130
     assert "--resume continues this run" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.glob(".*")] == [".out.checkpoint"] and not (
-        tmp_path / "out"
-    ).exists()
-    assert main([*command, str(tmp_path / "out"), "--resume"]) == 0
-    assert "train: from the checkpoint" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.glob(".*")] == [".out.checkpoint"]
+    assert not (tmp_path / "out").exists() and "old" not in kept(tmp_path / ".out.checkpoint")
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "read", interrupt)  # not called
+        assert main([*command, str(tmp_path / "out"), "--resume"]) == 0
+    shown = capsys.readouterr().err
+    assert "read: from the checkpoint" in shown and "train: from the checkpoint" in shown
     found, expected = (ad.read_h5ad(tmp_path / name / "result.h5ad") for name in ("out", "expected"))
     same(found, expected)
     assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.usefixtures("always")
-def test_checkpoints_without_resume_are_deleted(tmp_path, monkeypatch):
+def test_errors_delete_the_checkpoint(tmp_path, monkeypatch):
+    """They would come again."""
     section().write_h5ad(tmp_path / "section.h5ad")
-    command = ["run", str(tmp_path / "section.h5ad"), "--epochs", "4", "-k", "3", "-o", str(tmp_path / "out")]
 
     def fail(*_, **__):
+        assert (tmp_path / ".out.checkpoint" / "train.npz").exists()
         raise InputError("it cannot be done")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(estimator, "find_domains", fail)
-        assert main(command) == 2
+    monkeypatch.setattr(estimator, "find_domains", fail)
+    command = ["run", str(tmp_path / "section.h5ad"), "--epochs", "4", "-k", "3", "-o", str(tmp_path / "out")]
+    assert main(command) == 2
     assert {path.name for path in tmp_path.iterdir()} == {"section.h5ad"}
-    (tmp_path / ".out.checkpoint").mkdir()
-    (tmp_path / ".out.checkpoint" / "train.npz").write_bytes(b"of a run that was killed")
-    assert main(command) == 0
-    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.slow
@@ -315,14 +527,3 @@ def test_killed_command_is_continued(tmp_path):
         for path in out.iterdir():
             path.unlink()
         out.rmdir()
-
-
-def test_warnings_of_the_preparation_are_issued_again(tmp_path):
-    adata = section()
-    adata.X[0] = 0
-    adata.X.eliminate_zeros()
-    for _ in range(2):
-        found = adata.copy()
-        with pytest.warns(AmilstWarning, match="1 of 200 spots have no counts"):
-            amilst.identify_domains(found, 3, checkpoint=Checkpoint(tmp_path, interval=0.0), **QUICK)
-        assert len(found.uns["amilst"]["warnings"]) == 1

@@ -24,6 +24,18 @@ with interruptible(lambda text: print(text, file=sys.stderr)), atomic_folder(sys
 """
 
 
+IN_A_FINALIZER = """
+import signal, sys, time
+from amilst_lite.cli.interrupt import interruptible
+class Finalized:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+with interruptible(lambda text: print(text, file=sys.stderr)):
+    Finalized()
+    time.sleep(60)
+"""
+
+
 def start(*arguments):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.Popen(
@@ -74,13 +86,21 @@ def test_a_single_long_step_is_ended_from_outside(tmp_path, number):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_signal_in_a_finalizer_is_not_lost():
+    """Python ignores exceptions there."""
+    process = start("-c", IN_A_FINALIZER)
+    _, shown = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert shown == "interrupted (SIGTERM); what was unfinished has been removed\n"
+
+
 def test_handlers_are_restored():
-    before = [signal.getsignal(number) for number in SIGNALS]
+    before, hook = [signal.getsignal(number) for number in SIGNALS], sys.unraisablehook
     threads = threading.active_count()
     with pytest.raises(Interrupted) as caught, interruptible(print):
         signal.raise_signal(signal.SIGTERM)
     assert caught.value.status == 143
-    assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert [signal.getsignal(number) for number in SIGNALS] == before and sys.unraisablehook is hook
     assert threading.active_count() == threads
     assert signal.set_wakeup_fd(-1) == -1
 

@@ -147,6 +147,18 @@ def test_other_features_are_refused(trained):
         trained.predict(X[:, :5], coordinates=coordinates)
 
 
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+def test_models_whose_numbers_are_too_large_are_refused_when_they_are_used(trained, tmp_path):
+    X, coordinates, _ = stripes(1)
+    trained.save(tmp_path / "model.h5")
+    arrays, settings = read_model(tmp_path / "model.h5")
+    for array in arrays["network"].values():
+        array[...] = np.finfo(np.float32).max
+    write_model(tmp_path / "model.h5", arrays, settings)
+    with pytest.raises(InputError, match="yields no finite probabilities for this input"):
+        AMILST.load(tmp_path / "model.h5").predict(X, coordinates=coordinates)
+
+
 def test_coordinates_in_another_unit_are_refused_only_with_a_radius(trained):
     X, coordinates, _ = stripes(1)
     np.testing.assert_array_equal(

@@ -16,6 +16,7 @@ from scipy.spatial.distance import cdist
 from sklearn.neighbors import kneighbors_graph, radius_neighbors_graph
 
 from amilst_lite.errors import AmilstWarning, InputError
+from amilst_lite.nn.sparse import SymmetricAdjacency
 from amilst_lite.spatial.graph import SpatialGraph, _symmetrize
 from amilst_lite.spatial.neighbors import (
     _hilbert_position,
@@ -513,3 +514,36 @@ def test_subgraph_is_the_submatrix_of_consecutive_nodes():
     np.testing.assert_allclose(part.adjacency().to_dense(), loops / root / root[:, None], rtol=1e-6)
     same = graph.subgraph(slice(None))
     assert torch.equal(same.edges, graph.edges) and torch.equal(same.distances, graph.distances)
+
+
+# ---- large graphs, in blocks ----
+
+
+def test_blocks_of_edges_change_nothing(monkeypatch):
+    places = scatter(500)
+    options = {"n_neighbors": 5, "sample": np.repeat(["b", "a"], 250)}
+    whole = SpatialGraph.from_coordinates(places, **options)
+    monkeypatch.setattr("amilst_lite.spatial.graph._BLOCK", 97)
+    blocks = SpatialGraph.from_coordinates(places, **options)
+    check_invariants(blocks)
+    assert torch.equal(blocks.edges, whole.edges) and torch.equal(blocks.distances, whole.distances)
+    for one, other in (
+        (blocks.connectivities(), whole.connectivities()), (blocks.distance_matrix(), whole.distance_matrix()),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(one.indptr, other.indptr)
+        np.testing.assert_array_equal(one.indices, other.indices)
+        np.testing.assert_array_equal(one.data, other.data)
+    expected = SymmetricAdjacency(whole.adjacency())
+    for graph in (blocks, whole):
+        found = graph.normalized()
+        for name in ("offsets", "columns", "values"):
+            assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    again = SpatialGraph.from_arrays(whole.to_arrays())
+    assert torch.equal(again.edges, whole.edges) and again.n_nearest == whole.n_nearest
+
+
+def test_memory_of_a_graph():
+    """16 bytes a spot and 8 an edge in each direction: of 10 million spots, less than a gigabyte."""
+    graph = build(scatter(2000), n_neighbors=6)
+    held = sum(part.nbytes for part in (graph.order, graph.offsets, graph.columns, graph.distances))
+    assert held <= 16 * 2000 + 8 + 8 * len(graph.columns)

@@ -1,9 +1,13 @@
 """Files made to open others, to execute code or to fill the memory are refused by every reader, in bounded memory."""
 
+import gzip
+import io
 import json
 import os
+import pickle
 import subprocess
 import sys
+import zipfile
 import zlib
 from functools import cache
 
@@ -22,6 +26,7 @@ import json, resource, sys, time, traceback
 from pathlib import Path
 import amilst_lite as amilst
 from amilst_lite.errors import AmilstError
+from amilst_lite.checkpoint import Checkpoint
 from amilst_lite.model_file import read_model
 import anndata, scipy.sparse, sklearn  # so that their memory is not counted
 try:
@@ -32,15 +37,25 @@ except ImportError:
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-amilst.read(sys.argv[1])
+def refuse():
+    raise amilst.InputError("computed again")
+
+spots = amilst.read(sys.argv[1])
 _, limit = resource.getrlimit(resource.RLIMIT_DATA)
 current = [int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmData")][0]
 resource.setrlimit(resource.RLIMIT_DATA, (current + 500 * 2**20, limit))
 for path in sys.argv[2:]:
+    name = Path(path).name
+    readers = {"model.h5": read_model, "a.10x.h5": amilst.io.read_10x_h5, "features": amilst.io.read_10x_mtx}
     before, started = peak(), time.perf_counter()
     try:
-        reader = read_model if path.endswith("model.h5") else amilst.read
-        (amilst.io.read_10x_h5 if path.endswith("10x.h5") else reader)(path)
+        if name.startswith("xy."):
+            amilst.io.join_coordinates(spots, path)
+        elif path.endswith(".npz"):
+            checkpoint = Checkpoint(Path(path).parent)
+            checkpoint.stage(Path(path).stem, refuse)
+        else:
+            readers.get(name, amilst.read)(path)
         found = "read"
     except AmilstError as error:
         found = f"refused: {error}"
@@ -225,6 +240,104 @@ def string_bomb(path, name):
     path.write_bytes(content)
 
 
+class Executed:
+    """Writes a file when it is unpickled."""
+
+    def __reduce__(self):
+        return eval, ("open(__import__('os').environ['AMILST_EXECUTED'], 'w')",)
+
+
+def compressed(path, *parts):
+    """A gzip file of parts (content, number of repetitions)."""
+    with gzip.open(path, "wb", compresslevel=9) as stream:
+        for content, n in parts:
+            for _ in range(n):
+                stream.write(content)
+    return path
+
+
+def saved(path, **arrays):
+    np.savez_compressed(path, **arrays)
+    return path
+
+
+def pickled(path):
+    path.write_bytes(pickle.dumps(Executed()))
+    return path
+
+
+def zipped(path, **members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name.replace("_", "."), content)
+    return path
+
+
+def huge_header(path):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (2**33,)})
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("checkpoint.npy", header.getvalue())
+    return path
+
+
+def xenium_bomb(folder):
+    """A zip file whose small members are long metadata."""
+    with zipfile.ZipFile(folder / "cell_feature_matrix.zarr.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for i in range(200):
+            archive.writestr(f"a{i}/.zattrs", b'{"a": "' + b" " * (2**24 - 100) + b'"}')
+    (folder / "cells.csv").write_text("cell_id,x_centroid,y_centroid\na,1,2\nb,2,1\n")
+    return folder
+
+
+def mtx_bomb(folder):
+    """Names of barcodes that are a gigabyte of text."""
+    place = folder / "features"
+    place.mkdir()
+    (place / "matrix.mtx").write_text("%%MatrixMarket matrix coordinate integer general\n1 1 1\n1 1 1\n")
+    (place / "genes.tsv").write_text("g\tg\n")
+    compressed(place / "barcodes.tsv.gz", (b"a\n" * 2**19, 600))
+    return place
+
+
+def repeated_string(path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    names = pa.DictionaryArray.from_arrays(np.zeros(6000, np.int32), ["x" * 100_000])
+    pq.write_table(pa.table({"spot": names}), path, store_schema=False)
+    return path
+
+
+OTHERS = {
+    "pickle as h5ad": lambda folder: pickled(folder / "a.h5ad"),
+    "pickle as a model": lambda folder: pickled(folder / "model.h5"),
+    "pickle as a table": lambda folder: pickled(folder / "xy.csv"),
+    "pickle as a checkpoint": lambda folder: pickled(folder / "prepare.npz"),
+    "objects in a checkpoint": lambda folder: saved(
+        folder / "prepare.npz", a=np.array([Executed()], dtype=object)
+    ),
+    "zeros in a checkpoint": lambda folder: saved(folder / "prepare.npz", a=np.zeros(2**27)),
+    "header of a checkpoint": lambda folder: huge_header(folder / "prepare.npz"),
+    "zip as a model": lambda folder: zipped(folder / "model.h5", a_npy=bytes(2**28)),
+    "zeros as h5ad.gz": lambda folder: compressed(
+        folder / "a.h5ad.gz", (b"\x89HDF\r\n\x1a\n", 1), (bytes(2**20), 600)
+    ),
+    "table of one line": lambda folder: compressed(folder / "xy.csv.gz", (b"spot,x,y," + b"a," * 2**19, 600)),
+    "line of numbers": lambda folder: compressed(
+        folder / "xy.csv.gz", (b"spot,x,y\na,1,2\nb,1,", 1), (b"1" * 2**20, 600)
+    ),
+    "table of a gigabyte": lambda folder: compressed(
+        folder / "xy.csv.gz", (b"spot,x,y\n", 1), (b"a,1,2\n" * 2**17, 900)
+    ),
+    "long table of one line": lambda folder: compressed(
+        folder / "a.csv.gz", (b"spot,gene,count,x,y\na,b,1,0,0\n", 1), (b"a" * 2**20, 600)
+    ),
+    "barcodes of a gigabyte": mtx_bomb,
+    "metadata in a zip file": xenium_bomb,
+    "strings of parquet": lambda folder: repeated_string(folder / "xy.parquet"),
+}
+"""Name → what writes a file, or a folder, below a folder, and returns its place."""
+
+
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     """(kind, attack) → what a reader says, how much memory it takes and how long, all in one process."""
@@ -242,11 +355,16 @@ def outcomes(tmp_path_factory):
     for kind, name in TEXT.items():
         paths[kind, "string_bomb"] = make(folder / f"string_bomb.{kind}", kind)
         string_bomb(paths[kind, "string_bomb"], name)
+    for name, write in OTHERS.items():
+        place = folder / name
+        place.mkdir()
+        paths["other", name] = write(place)
     usual = make(folder / "usual.h5ad", "h5ad")
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "OMP_NUM_THREADS": "1",
+        "AMILST_EXECUTED": str(folder / "executed"),
     }
     done = subprocess.run(
         [sys.executable, "-c", READ, str(usual), *map(str, paths.values())],
@@ -254,11 +372,13 @@ def outcomes(tmp_path_factory):
     )  # fmt: skip
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     found = {path: rest for path, *rest in lines}
+    assert not (folder / "executed").exists()
     return {key: found.get(str(path), (done.stderr[-2000:], 0, 0)) for key, path in paths.items()}
 
 
 CASES = [(kind, attack.__name__) for kind in KINDS for attack in attacks_on(kind)]
 CASES += [(kind, "string_bomb") for kind in TEXT]
+CASES += [("other", name) for name in OTHERS]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux reports it")

@@ -32,7 +32,7 @@ from input_files import (
 
 from amilst_lite import io
 from amilst_lite.errors import InputError
-from amilst_lite.io.files import examples, existing, reading
+from amilst_lite.io.files import examples, existing, open_text, reading
 
 
 @pytest.mark.parametrize("write", [lambda p: write_10x_h5(p / "m.h5"), lambda p: write_mtx(p / "m")])
@@ -83,7 +83,23 @@ def test_no_such_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"\x89PNG\r\n\x1a\n\x00\x00", b"\xff\xfe\xfa", b"\xfa\x80", gzip.compress(b"RDX3\n\xff\x00")]
+    ("content", "message"),
+    [
+        (b"PK\x03\x04" + bytes(600), "an archive, which is not read: unpack it"),
+        (gzip.compress(bytes(257) + b"ustar\x0000" + bytes(300)), "an archive, which is not read: unpack it"),
+        (b"BZh91AY&SY" + bytes(range(256)), "compressed by another program than gzip: decompress it"),
+        (gzip.compress(b"RDX3\nX\n\x00\x00\x00\x03" + bytes(90)), "a file of R objects.*as h5ad"),
+    ],
+)
+def test_formats_of_other_programs(tmp_path, content, message):
+    path = tmp_path / "section.bin"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"section\.bin is {message}"):
+        io.read(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"\x89PNG\r\n\x1a\n\x00\x00", b"\xff\xfe\xfa", b"\xfa\x80", gzip.compress(b"PNG3\n\xff\x00")]
 )
 def test_unknown_format(tmp_path, content):
     (tmp_path / "file").write_bytes(content)
@@ -404,3 +420,52 @@ def test_unreadable_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # permissions do not bind the superuser
     with pytest.raises(InputError, match=r"m\.h5 must not be read \(permission denied\)"):
         io.read(path)
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_compressed_text_that_is_longer_than_a_file_of_its_size_should_hold(tmp_path, monkeypatch, mark):
+    path = tmp_path / "xy.csv.gz"
+    lines = "".join(f"{one},{i},{i}\n" for i, one in enumerate(BARCODES))
+    path.write_bytes(gzip.compress(mark + b"spot,x,y\n" + lines.encode()))
+    adata = io.read(write_10x_h5(tmp_path / "a.h5"), coordinates=path)
+    assert adata.obsm["spatial"][:, 0].tolist() == list(range(N_SPOTS))
+    monkeypatch.setattr("amilst_lite.io.files.most_text", lambda size: 100)
+    with pytest.raises(
+        InputError, match=r"xy\.csv\.gz cannot be read .*it holds more than 100 bytes of text"
+    ):
+        io.read(tmp_path / "a.h5", coordinates=path)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_without_end(tmp_path, monkeypatch, end):
+    path = tmp_path / "a.txt.gz"
+    lines = ["a" * 3000] * 20
+    path.write_bytes(gzip.compress(end.join(lines).encode()))
+    monkeypatch.setattr(
+        "amilst_lite.io.files._LONGEST_LINE", 12_000
+    )  # and no line ends within a piece that is read
+    with open_text(path) as handle:
+        assert handle.read() == "\n".join(lines)
+    path.write_bytes(gzip.compress(b"a" * 30_000))
+    with (
+        open_text(path) as handle,
+        pytest.raises(ValueError, match="it has a line of more than 12,000 bytes"),
+    ):
+        handle.read()
+
+
+def test_text_is_closed_with_its_file(tmp_path):
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(gzip.compress(b"a\n"))
+    with open_text(path) as handle:
+        raw = handle.buffer.fileobj
+    assert raw.closed
+
+
+def test_line_ends_that_pandas_does_not_survive(tmp_path):
+    """Of "\\n\\r", its parser takes gigabytes."""
+    lines = ["spot,x,y", *(f"{one},{i},0" for i, one in enumerate(BARCODES))]
+    path = tmp_path / "xy.csv"
+    path.write_bytes("\n\r".join([*lines, ""]).encode())
+    adata = io.read(write_10x_h5(tmp_path / "a.h5"), coordinates=path)
+    assert adata.obsm["spatial"][:, 0].tolist() == list(range(N_SPOTS))

@@ -146,6 +146,30 @@ def test_repeated_names(tmp_path, form):
         assert list(io.read(path).var_names)[-1] == f"{GENES[0]}-1"
 
 
+@pytest.mark.parametrize("form", FORMS.args[1])
+def test_coordinates_in_other_places(tmp_path, caplog, form):
+    adata = make()
+    del adata.obsm["spatial"]
+    adata.obs["x"], adata.obs["y"] = PIXELS.T
+    with caplog.at_level("INFO", "amilst_lite"):
+        found = io.read(write(adata, tmp_path / "a", form))
+    np.testing.assert_array_equal(found.obsm["spatial"], PIXELS)
+    assert "coordinates are obs[['x', 'y']]" in caplog.text
+    adata.obsm["X_spatial"] = PIXELS + 1
+    np.testing.assert_array_equal(io.read(write(adata, tmp_path / "b", form)).obsm["spatial"], PIXELS + 1)
+    adata.obsm["spatial"] = PIXELS + 2
+    np.testing.assert_array_equal(io.read(write(adata, tmp_path / "c", form)).obsm["spatial"], PIXELS + 2)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, "east"])
+def test_columns_that_are_no_coordinates(tmp_path, wrong):
+    adata = make()
+    del adata.obsm["spatial"]
+    adata.obs["y"] = 1.0
+    adata.obs["x"] = [wrong, *(["1"] if wrong == "east" else [1.0]) * (N_SPOTS - 1)]
+    assert "spatial" not in io.read(write(adata, tmp_path / "a.h5ad", "h5ad")).obsm
+
+
 def test_options_that_exclude_each_other(tmp_path):
     path = write(make(), tmp_path / "a.h5ad", "h5ad")
     with pytest.raises(InputError, match="layer='raw' and backed=True exclude each other"):

@@ -1,6 +1,7 @@
 """Slide-seq and Spatial Transcriptomics."""
 
 import logging
+import shutil
 import warnings
 
 import numpy as np
@@ -53,6 +54,56 @@ def test_slideseq(tmp_path, version, inside):
         "geometry": "free",
         "left_out": {},
     }
+
+
+def test_numbered_beads(tmp_path):
+    """The olfactory bulb (Puck_200127_15) has the numbers of the beads before their barcodes."""
+    folder = write_slideseq(tmp_path)
+    text = "".join(f"{i},{line}\n" for i, line in enumerate(bead_text("").splitlines()))
+    write_text(folder / "Puck_200115_08_bead_locations.csv", ",barcode,xcoord,ycoord\n" + text)
+    adata = amilst.read(folder)
+    assert_is_section(adata, BARCODES)
+    np.testing.assert_array_equal(adata.obsm["spatial"], XY)
+
+
+@pytest.mark.parametrize("barcodes", [True, False])
+def test_matched_beads(tmp_path, barcodes):
+    """What the pipeline writes before BeadLocationsForR.csv, and GEO keeps: distance, x, y."""
+    text = genes_by_spots("\t", "GENE", BARCODES)
+    write_text(tmp_path / "GSM1_201104_07.digital_expression.txt.gz", text, gzipped=True)
+    order = list(reversed(range(N_SPOTS))) if barcodes else list(range(N_SPOTS))
+    rows = "".join(f"0\t{XY[i, 0]}\t{XY[i, 1]}\n" for i in order)
+    write_text(tmp_path / "GSM1_201104_07_matched_bead_locations.txt.gz", rows, gzipped=True)
+    if barcodes:
+        write_text(
+            tmp_path / "GSM1_201104_07_matched_bead_barcodes.txt",
+            "\n".join(BARCODES[i] for i in order) + "\n",
+        )
+    adata = amilst.read(tmp_path)
+    assert_is_section(adata, BARCODES)
+    np.testing.assert_array_equal(adata.obsm["spatial"], XY)
+    assert adata.uns["amilst_input"]["platform"] == "slideseq"
+    write_text(
+        tmp_path / "GSM1_201104_07_matched_bead_locations.txt.gz", rows[: rows.rindex("0\t")], gzipped=True
+    )
+    with pytest.raises(InputError, match=r"has 11 beads, but .* names 12; expected the same beads"):
+        amilst.read(tmp_path)
+
+
+def test_several_pucks_in_a_folder(tmp_path):
+    folder = write_slideseq(tmp_path)
+    write_text(folder / "Puck_1.digital_expression.txt", genes_by_spots("\t", "GENE", BARCODES))
+    write_text(
+        folder / "Puck_1_bead_locations.csv", "barcode,xcoord,ycoord\n" + bead_text("").replace("-1,", "-1,9")
+    )
+    first = amilst.read(folder / "Puck_200115_08.digital_expression.txt.gz")
+    second = amilst.read(folder / "Puck_1.digital_expression.txt")
+    np.testing.assert_array_equal(first.obsm["spatial"], XY)
+    np.testing.assert_array_equal(second.obsm["spatial"][:, 1], XY[:, 1])
+    assert (second.obsm["spatial"][:, 0] != XY[:, 0]).all()
+    shutil.copy(folder / "Puck_1.digital_expression.txt", folder / "Puck_2.digital_expression.txt")
+    with pytest.raises(InputError, match=r"2 files whose names end in 'bead_locations\.csv'"):
+        amilst.read(folder / "Puck_2.digital_expression.txt")
 
 
 def test_beads_without_counts_are_normal(tmp_path, caplog):

@@ -1,9 +1,11 @@
 """h5ad files, and counts that stay on disk."""
 
+import gzip
 import warnings
 from types import SimpleNamespace
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -25,8 +27,9 @@ from scipy import sparse
 
 from amilst_lite import io
 from amilst_lite.errors import AmilstWarning, InputError
-from amilst_lite.io.h5ad import refuse_lazy
+from amilst_lite.io.h5ad import is_h5ad, refuse_lazy
 from amilst_lite.preprocess import CountRows, is_on_disk
+from amilst_lite.runtime import limited_memory
 
 
 @pytest.mark.parametrize(
@@ -115,9 +118,11 @@ def test_large_counts_stay_on_disk_automatically(tmp_path, monkeypatch):
     path = write_10x_h5(tmp_path / "m.h5")
     table = write_coordinates(tmp_path / "xy.csv")
     assert not is_on_disk(io.read(path, coordinates=table, backed="auto").X)
-    monkeypatch.setattr("amilst_lite.io.dispatch.total_memory", lambda: 1000)
+    with limited_memory(5e-7):
+        assert is_on_disk(io.read(path, coordinates=table, backed="auto").X)
+    monkeypatch.setattr("amilst_lite.io.dispatch.memory_limit", lambda: (700, False))
     assert is_on_disk(io.read(path, coordinates=table, backed="auto").X)
-    monkeypatch.setattr("amilst_lite.io.dispatch.total_memory", lambda: None)
+    monkeypatch.setattr("amilst_lite.io.dispatch.memory_limit", lambda: (None, False))
     assert not is_on_disk(io.read(path, coordinates=table, backed="auto").X)
 
 
@@ -198,13 +203,85 @@ def test_duplicate_entries_in_h5ad_are_summed(tmp_path, place, form):
     np.testing.assert_array_equal(counts.toarray(), expected if form is sparse.csr_matrix else expected.T)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("X/indptr", np.arange(5), "declares the shape .* and has 5 row pointers"),
+        ("X/indptr", np.arange(13).reshape(13, 1) + 0.5, "X is corrupt|cannot be read"),
+        (
+            "X/indices",
+            np.full(np.count_nonzero(COUNTS), np.nan),
+            "X is corrupt .indices must be integers; found float",
+        ),
+        # of scipy, by its version
+        ("X/data", np.full(np.count_nonzero(COUNTS), b"a"), r"X has the dtype \|S1|cannot be read"),
+        ("X/data", np.ones(3, np.float32), "X is corrupt|cannot be read"),
+        ("obsp/links/indices", np.full(12, 77), r"obsp\['links'\] is corrupt"),
+        (
+            "layers/more/data",
+            np.full(np.count_nonzero(COUNTS), 1j),
+            r"layers\['more'\] has the dtype complex128",
+        ),
+    ],
+)
+def test_h5ad_with_corrupt_matrices(tmp_path, name, value, message):
+    path = tmp_path / "s.h5ad"
+    adata = anndata.AnnData(sparse.csr_matrix(COUNTS))
+    adata.layers["more"], adata.obsp["links"] = adata.X.copy(), sparse.eye(12, format="csr")
+    adata.write_h5ad(path)
+    assert io.read_h5ad(path).shape == COUNTS.shape
+    replace_dataset(path, name, value)
+    with pytest.raises(InputError, match=message):
+        io.read_h5ad(path)
+
+
+def test_h5ad_whose_attributes_declare_a_huge_shape(tmp_path):
+    """anndata allocates row pointers of that number before it reads any."""
+    path = tmp_path / "s.h5ad"
+    anndata.AnnData(sparse.csr_matrix(COUNTS), uns={"more": {"m": sparse.csr_matrix(COUNTS)}}).write_h5ad(
+        path
+    )
+    for place in ("X", "uns/more/m"):
+        with h5py.File(path, "r+") as file:
+            file[place].attrs["shape"] = np.array([2**40, 7])
+        name = place.rpartition("/")[2]
+        with pytest.raises(
+            InputError, match=rf"{name} declares the shape \(1099511627776, 7\) and has 13 row pointers"
+        ):
+            io.read_h5ad(path)
+        with h5py.File(path, "r+") as file:
+            file[place].attrs["shape"] = np.array(COUNTS.shape)
+    assert io.read_h5ad(path).shape == COUNTS.shape
+
+
+def test_recognition_reads_no_value(tmp_path):
+    """Attributes may refer to anything; their names are enough."""
+    path = tmp_path / "s.h5ad"
+    anndata.AnnData(sparse.csr_matrix(COUNTS)).write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["encoding-type"] = np.array(["a", "b"], dtype=object)
+        assert is_h5ad(file)
+        file.create_group("mod")  # MuData
+        assert not is_h5ad(file)
+
+
+def test_compressed_h5ad_that_fills_the_disk(tmp_path, monkeypatch):
+    path = tmp_path / "s.h5ad.gz"
+    path.write_bytes(gzip.compress(b"\x89HDF\r\n\x1a\n" + bytes(3 * 2**20)))
+    monkeypatch.setattr("amilst_lite.io.anndata_store.most_memory", lambda size: 2**20)
+    with pytest.raises(
+        InputError, match=r"s\.h5ad\.gz holds more than 1,048,576 bytes in [\d,]+, as no file"
+    ):
+        io.read(path)
+
+
 @pytest.mark.parametrize("form", [sparse.csr_matrix, sparse.csc_matrix])
 @pytest.mark.parametrize("index", [-1, 10**6])
 def test_h5ad_with_indices_out_of_range(tmp_path, form, index):
     path = tmp_path / "s.h5ad"
     anndata.AnnData(form(COUNTS)).write_h5ad(path)
     replace_dataset(path, "X/indices", np.full(np.count_nonzero(COUNTS), index, dtype=np.int32))
-    with pytest.raises(InputError, match=r"s\.h5ad cannot be read as an h5ad file \(.*ind"):
+    with pytest.raises(InputError, match=r"s\.h5ad: X is corrupt \(.*ind"):
         io.read_h5ad(path)
 
 

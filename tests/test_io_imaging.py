@@ -86,6 +86,26 @@ def test_merscope_of_two_sections(tmp_path):
         amilst.read(tmp_path / "s1_cell_by_gene.csv")
 
 
+def test_first_data_release_of_merscope(tmp_path):
+    """Names end with the slice and the replicate."""
+    release = "datasets_mouse_brain_map_BrainReceptorShowcase_Slice1_Replicate1_"
+    write_text(tmp_path / f"{release}cell_by_gene_S1R1.csv", merscope_counts())
+    write_text(
+        tmp_path / f"{release}cell_metadata_S1R1.csv",
+        merscope_cells(("", "fov", "volume", "center_x", "center_y", "min_x")),
+    )
+    adata = amilst.read(tmp_path)
+    assert_is_section(adata, IDS)
+    assert adata.uns["amilst_input"]["platform"] == "merscope"
+    write_text(tmp_path / "cell_by_gene_S2R3.csv.gz", merscope_counts(), gzipped=True)
+    write_text(tmp_path / "cell_metadata_S2R3.csv.gz", merscope_cells(), gzipped=True)
+    with pytest.raises(
+        InputError, match=r"2 sections of MERSCOPE.*'cell_by_gene_S1R1\.csv', 'cell_by_gene_S2R3\.csv'"
+    ):
+        amilst.read(tmp_path)
+    assert_is_section(amilst.read(tmp_path / "cell_by_gene_S2R3.csv.gz"), IDS)
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
@@ -219,6 +239,44 @@ def test_cosmx(tmp_path, gzipped, inside):
         "geometry": "free",
         "left_out": {"negative probes": 2, "system controls": 1, "rows of counts outside cells": 2},
     }
+
+
+@pytest.mark.parametrize("place", [0, 2])
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_cosmx_of_atomx(tmp_path, place, quote):
+    """Exports of AtoMx name each cell in a further column, and have its area in pixels and in µm²."""
+    folder = write_cosmx(tmp_path)
+
+    def named(text):
+        header, *rows = (line.split(",") for line in text.splitlines())
+        table = [header, *rows]
+        for i, row in enumerate(table):
+            row.insert(place, f"{quote}c_1_{row[0]}_{row[1]}{quote}" if i else "cell")
+        return lines(*table)
+
+    def with_area(text):
+        header, *rows = (line.split(",") for line in text.splitlines())
+        sizes = [(int(row[2]) + 1000, round((int(row[2]) + 1000) * 0.12028**2, 4)) for row in rows]
+        extra = [("v6", "c", area) for _, area in sizes]
+        rows = [
+            [*row[:2], pixels, *row[3:], *more]
+            for row, (pixels, _), more in zip(rows, sizes, extra, strict=True)
+        ]
+        return lines([*header, "version", "cell", "Area.um2"], *rows)
+
+    write_text(folder / "Lung5_Rep1_exprMat_file.csv", named(cosmx_counts()))
+    write_text(folder / "Lung5_Rep1_metadata_file.csv", with_area(cosmx_cells()))
+    write_text(folder / "Lung5_Rep1-polygons.csv", "fov,cellID,cell,x_local_px\n1,1,c_1_1_1,3\n")
+    adata = amilst.read(folder)
+    assert_is_section(adata, COSMX_NAMES)
+    assert adata.uns["amilst_input"]["micrometers_per_unit"] == pytest.approx(0.12028, rel=1e-3)
+    assert adata.uns["amilst_input"]["left_out"]["rows of counts outside cells"] == 2
+    # areas that are not of the same cells tell nothing
+    text = with_area(cosmx_cells()).splitlines()
+    text[1] = text[1].rsplit(",", 1)[0] + ",900"
+    text[2] = text[2].rsplit(",", 1)[0] + ",900"
+    write_text(folder / "Lung5_Rep1_metadata_file.csv", "\n".join(text) + "\n")
+    assert "micrometers_per_unit" not in amilst.read(folder).uns["amilst_input"]
 
 
 def test_cosmx_of_two_sections(tmp_path):

@@ -68,6 +68,18 @@ def test_names_of_attributes(tmp_path):
         assert amilst.read_loom(path, obs_names="Valid").obs_names[:3].tolist() == ["0", "1", "0-1"]
 
 
+def test_numbers_in_the_byte_order_of_another_machine(tmp_path):
+    path = write_loom(tmp_path / "a.loom")
+    for name, value in (
+        ("matrix", COUNTS.T.astype(">f4")),
+        ("col_attrs/Valid", np.arange(N_SPOTS).astype(">i4")),
+    ):
+        replace_dataset(path, name, value)
+    adata = amilst.read(path, coordinates=write_coordinates(tmp_path / "xy.csv", CELLS[::-1]))
+    assert_is_section(adata, CELLS)
+    assert adata.obs["Valid"].tolist() == list(range(N_SPOTS))
+
+
 def test_broken_loom(tmp_path):
     path = write_loom(tmp_path / "a.loom")
     replace_dataset(path, "col_attrs/X", np.array(["left"] * N_SPOTS, dtype="S"))

@@ -149,6 +149,130 @@ def test_several_regions(tmp_path):
     np.testing.assert_allclose(io.read(store).obsm["spatial"], PIXELS * signs)
 
 
+def place(store, name, form=3, kind="shapes", **systems):
+    """Transformations of an element, in its attributes; a scale of x and y, or a whole document."""
+    documents = []
+    for system, one in systems.items():
+        axes = [{"name": axis, "type": "space", "unit": "unit"} for axis in "xy"]
+        document = one if isinstance(one, dict) else {"type": "scale", "scale": one}
+        documents.append(
+            {"input": {"name": "xy", "axes": axes}, "output": {"name": system, "axes": axes}, **document}
+        )
+    group = zarr.open_group(str(store / kind / name), mode="a", zarr_format=form)
+    group.attrs.update({"encoding-type": f"ngff:{kind}", "coordinateTransformations": documents})
+
+
+IDENTITY = {"type": "identity"}
+
+
+@FORMATS
+@pytest.mark.parametrize("inside", [True, False])
+def test_coordinate_system(tmp_path, form, inside):
+    """Coordinates in the table are about its region and move with it, as do the centroids of the region."""
+    table = make_table(obsm={"spatial": PIXELS.astype(np.float32)} if inside else {})
+    store = write_store(tmp_path / "s.zarr", form, cells=table)
+    if not inside:
+        write_shapes(store, "circles", [point(*xy) for xy in PIXELS], INSTANCES)
+    place(store, "circles", form, own=IDENTITY, **{"global": [2.0, 3.0]}, hires=[0.5, 0.5])
+    adata = io.read(store)
+    assert adata.obsm["spatial"].dtype == np.float64
+    np.testing.assert_array_equal(adata.obsm["spatial"], PIXELS * [2, 3])
+    assert adata.uns["amilst_input"]["coordinate_system"] == "global"
+    assert "coordinate system: global" in io.input_lines(adata, 1.0)
+    assert io.unit_of(adata) == {"coordinate_unit": "unknown", "coordinate_system": "global"}
+    adata = io.read(store, coordinate_system="hires")
+    np.testing.assert_array_equal(adata.obsm["spatial"], PIXELS / 2)
+    with pytest.raises(
+        InputError, match=r"no coordinate system 'lowres' that all .* have 'own', 'global', 'hires'"
+    ):
+        io.read(store, coordinate_system="lowres")
+
+
+@pytest.mark.parametrize(
+    ("systems", "expected"),
+    [
+        ({"only": [2.0, 2.0]}, ("only", 2)),
+        ({"a": [2.0, 2.0], "b": [2.0, 2.0]}, ("a", 2)),  # they do not differ
+        ({"slide_hires": [0.1, 0.1], "slide": IDENTITY, "slide_lowres": [0.01, 0.01]}, ("slide", 1)),
+        ({"a": [2.0, 2.0], "b": [3.0, 3.0]}, None),
+    ],
+)
+def test_default_coordinate_system(tmp_path, systems, expected):
+    store = write_store(tmp_path / "s.zarr", 3, cells=make_table(obsm={"spatial": PIXELS}))
+    place(store, "circles", **systems)
+    if expected is None:
+        with pytest.raises(
+            InputError, match=r"'a', 'b'. Choose one with coordinate_system= \(--coordinate-system\)"
+        ):
+            io.read(store)
+        return
+    adata = io.read(store)
+    assert adata.uns["amilst_input"]["coordinate_system"] == expected[0]
+    np.testing.assert_allclose(adata.obsm["spatial"], PIXELS * expected[1])
+
+
+def test_regions_in_one_coordinate_system(tmp_path):
+    """Fields of view: local coordinates in the table, and a shift for each field."""
+    table = make_table(obsm={"spatial": PIXELS})
+    table.obs["region"] = pd.Categorical(["1_labels", "2_labels"] * (N_SPOTS // 2))
+    store = write_store(tmp_path / "s.zarr", 3, cells=table)
+    for i, region in enumerate(["1_labels", "2_labels"]):
+        shift = {"type": "translation", "translation": [1000.0 * i, 7.0]}
+        place(store, region, **{"global": shift, str(i): IDENTITY})
+    moved = PIXELS + np.column_stack([[0, 1000] * (N_SPOTS // 2), np.full(N_SPOTS, 7)])
+    np.testing.assert_array_equal(io.read(store).obsm["spatial"], moved)
+    with pytest.raises(
+        InputError, match=r"no coordinate system '0' that all of its regions \('1_labels', '2_labels'\)"
+    ):
+        io.read(store, coordinate_system="0")
+
+
+def test_regions_without_common_coordinate_system(tmp_path):
+    table = make_table(obsm={"spatial": PIXELS})
+    table.obs["region"] = pd.Categorical(["a", "b"] * (N_SPOTS // 2))
+    store = write_store(tmp_path / "s.zarr", 3, cells=table)
+    place(store, "a", a=IDENTITY, a_hires=[0.1, 0.1])
+    place(store, "b", b=IDENTITY)
+    with pytest.warns(
+        AmilstWarning, match=r"its 2 regions have no coordinate system in common .*sample_key='region'"
+    ):
+        adata = io.read(store)
+    np.testing.assert_array_equal(adata.obsm["spatial"], PIXELS)
+    assert "coordinate_system" not in adata.uns["amilst_input"]
+
+
+def test_unit_of_the_coordinate_system(tmp_path):
+    store = write_store(tmp_path / "s.zarr", 3, cells=make_table(obsm={"spatial": PIXELS}))
+    axes = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "xy"]
+    place(store, "circles", **{"global": {**IDENTITY, "output": {"name": "global", "axes": axes}}})
+    assert io.read(store).uns["amilst_input"]["coordinate_unit"] == "micrometer"
+
+
+def test_broken_transformations(tmp_path):
+    store = write_store(tmp_path / "s.zarr", 3, cells=make_table(obsm={"spatial": PIXELS}))
+    place(store, "circles", **{"global": {"type": "warp"}})
+    with pytest.raises(InputError, match="an element of a SpatialData store .*unknown type 'warp'"):
+        io.read(store)
+    (store / "shapes" / "circles" / "zarr.json").unlink()
+    (store / "shapes" / "circles" / "zarr.json").symlink_to(store / "zarr.json")
+    with pytest.raises(InputError, match=r"zarr.json is a link"):
+        io.read(store)
+
+
+def test_regions_outside_the_store(tmp_path):
+    """The name of a region is no path."""
+    table = make_table("../../other/circles")
+    store = write_store(tmp_path / "s.zarr", 3, cells=table)
+    write_shapes(tmp_path, "circles", [point(*xy) for xy in PIXELS], INSTANCES)
+    (tmp_path / "shapes").rename(tmp_path / "other")
+    with pytest.raises(InputError, match=r"region '\.\./\.\./other/circles' is neither in shapes"):
+        io.read(store)
+    store = write_store(tmp_path / "t.zarr", 3, cells=make_table("linked"))
+    (store / "shapes" / "linked").symlink_to(tmp_path / "other" / "circles")
+    with pytest.raises(InputError, match="region 'linked' is neither in shapes"):
+        io.read(store)
+
+
 def test_points(tmp_path):
     store = write_store(tmp_path / "s.zarr", 3, cells=make_table("beads", list(range(N_SPOTS))))
     pytest.importorskip("pyarrow")
@@ -171,7 +295,8 @@ def test_labels(tmp_path, form, monkeypatch):
     group["s0"] = image
     scales = {"multiscales": [{"datasets": [{"path": "s0"}]}]}
     group.attrs.update(scales if form == 2 else {"ome": scales})
-    expected = [(3 * i + 1, 2 * i + 0.5) for i in range(N_SPOTS)]
+    # the corner of the first pixel is the origin, and its center 0.5
+    expected = [(3 * i + 1.5, 2 * i + 1) for i in range(N_SPOTS)]
     np.testing.assert_allclose(io.read(store).obsm["spatial"], expected)
 
 
@@ -251,7 +376,7 @@ def test_broken_shapes(tmp_path):
     with pytest.raises(InputError, match="circles: identifiers repeat"):
         io.read(store)
     (store / "shapes" / "circles" / "shapes.parquet").write_bytes(b"PAR1")
-    with pytest.raises(InputError, match="circles cannot be read as shapes of a SpatialData store"):
+    with pytest.raises(InputError, match=r"shapes\.parquet cannot be read as a parquet table"):
         io.read(store)
 
 
@@ -358,10 +483,16 @@ def test_spatialdata_writes_and_reopens(tmp_path, version):
     spatialdata = pytest.importorskip("spatialdata")
     geopandas, shapely = pytest.importorskip("geopandas"), pytest.importorskip("shapely")
     formats = pytest.importorskip("spatialdata._io.format")
+    pytest.importorskip("spatialdata.transformations")
     rng = np.random.default_rng(0)
     shapes = [shapely.Point(*xy).buffer(2, quad_segs=3) for xy in PIXELS]
     shapes[1] = shapely.MultiPolygon([shapes[1], shapely.Polygon(rng.uniform(0, 9, (3, 2)) + 200)])
     frame = geopandas.GeoDataFrame(geometry=shapes, index=INSTANCES)
+    affine = spatialdata.transformations.Affine(
+        [[2, 0.5, 3], [0.1, 3, -4], [0, 0, 1]], input_axes=("x", "y"), output_axes=("x", "y")
+    )
+    known = {"global": affine, "same": spatialdata.transformations.Identity()}
+    element = spatialdata.models.ShapesModel.parse(frame, transformations=known)
     table = spatialdata.models.TableModel.parse(
         make_table("cells"),
         region="cells",
@@ -370,11 +501,13 @@ def test_spatialdata_writes_and_reopens(tmp_path, version):
         overwrite_metadata=True,
     )
     store = tmp_path / "s.zarr"
-    elements = {"shapes": {"cells": spatialdata.models.ShapesModel.parse(frame)}, "tables": {"table": table}}
+    elements = {"shapes": {"cells": element}, "tables": {"table": table}}
     spatialdata.SpatialData(**elements).write(store, sdata_formats=[getattr(formats, version)()])
+    for system in known:
+        centers = spatialdata.get_centroids(element, coordinate_system=system).compute().loc[INSTANCES]
+        spatial = io.read(store, coordinate_system=system).obsm["spatial"]
+        np.testing.assert_allclose(spatial, centers, rtol=1e-10, atol=1e-9)
     adata = labeled(store)
-    centers = [(shape.centroid.x, shape.centroid.y) for shape in shapes]
-    np.testing.assert_allclose(adata.obsm["spatial"], centers, rtol=1e-10, atol=1e-9)
     io.write_labels(store, adata, ["domain", "confidence"])
     again = spatialdata.read_zarr(store).tables["table"]
     spatialdata.models.TableModel().validate(again)

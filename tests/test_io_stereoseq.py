@@ -1,5 +1,8 @@
 """Stereo-seq files written by the tests; the sums of a data frame are the oracle."""
 
+import subprocess
+import sys
+
 import h5py
 import numpy as np
 import pandas as pd
@@ -289,6 +292,31 @@ def test_gef_with_an_external_link(tmp_path):
         file["geneExp/bin1"] = h5py.ExternalLink("a.gef", "/geneExp/bin1")
     with pytest.raises(InputError, match="is a link into another file"):
         io.read(tmp_path / "b.gef")
+
+
+@pytest.mark.slow
+def test_memory_of_single_dnbs(tmp_path):
+    """Millions of names are the larger part of the result; only a chunk is needed beside it."""
+    n, rng = 1_000_000, np.random.default_rng(0)
+    x, y, gene = rng.integers(0, 4000, n), rng.integers(0, 4000, n), rng.integers(0, 500, n)
+    path = tmp_path / "a.gem"
+    table = pd.DataFrame({"geneID": gene, "x": x, "y": y, "MIDCount": 1})
+    table.to_csv(path, sep="\t", index=False)
+    read = f"io.read({str(path)!r}, bin_size=%d)"
+    code = (
+        "import resource, sys; from amilst_lite import io\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        f"{read % 100}; before = peak(); adata = {read % 1}\n"
+        "parts = adata.X.data, adata.X.indices, adata.X.indptr, adata.obsm['spatial']\n"
+        "names = sum(sys.getsizeof(name) + 8 for name in adata.obs_names)\n"
+        "print(adata.n_obs, peak() - before, names + sum(part.nbytes for part in parts))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
+    )
+    n_bins, peak, result = map(int, done.stdout.split())
+    assert n_bins == len(np.unique(x * 4000 + y))
+    assert peak < 2 * result  # and the table of names by which AnnData finds rows
 
 
 def test_identical_content_in_gem_and_gef(tmp_path):

@@ -101,6 +101,7 @@ def test_tables_whose_names_do_not_match(tmp_path):
         ("\n\n", r"contains 0 line\(s\) of text"),
         (",A,B\n", r"contains 1 line\(s\) of text"),
         ("just words\nand again some more\n", "is not a text table"),
+        ('a,"b\nc,d\n1,2\n', "is not a text table"),  # one field in quotes, over two lines
         (",A,B\ns0,1,2\ns1,1\n", "line 3: row 's1' has 2 fields, the first line has 3.*truncated"),
         (",A,B\ns0,1,2\ns1,1,n/a\n", "line 3: counts must be numbers; row 's1'.*n/a"),
         (",A,B\ns0,1,2\ns1,1,\n", "counts must be numbers; row 's1'"),

@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import os
 import shutil
 
 import numpy as np
@@ -74,7 +75,7 @@ def assert_is_bins(adata, frame, counts):
 @pytest.mark.parametrize("inside", ["", "outs", "outs/binned_outputs"])
 @pytest.mark.parametrize("size", [2, 4])
 def test_bins_of_a_size(tmp_path, monkeypatch, inside, size):
-    monkeypatch.setattr(visium_hd, "_ROWS", 5)
+    monkeypatch.setattr("amilst_lite.io.parquet._ROWS", 5)
     bins = write_section(tmp_path / "run", off_tissue=(1, 3))
     adata = io.read(tmp_path / "run" / inside, bin_size=size)
     assert_is_bins(adata, *bins[size])
@@ -137,6 +138,33 @@ def test_barcodes_as_bytes(tmp_path):
 def edit(folder, change):
     path = folder / "square_004um" / "spatial" / "tissue_positions.parquet"
     change(pd.read_parquet(path)).to_parquet(path, index=False)
+
+
+@pytest.mark.parametrize("value", ["a", b"a", [1, 2], {"a": 1}, pd.Timestamp("2020-01-01")])
+@pytest.mark.parametrize("name", ["array_col", "pxl_row_in_fullres"])
+def test_positions_that_are_no_numbers(tmp_path, name, value):
+    write_bins(tmp_path, 4)
+    edit(tmp_path, lambda table: table.assign(**{name: [value] * len(table)}))
+    with pytest.raises(
+        InputError, match=rf"tissue_positions\.parquet: expected numbers in .*; found {name} \("
+    ):
+        io.read(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_pipes_in_the_folder_are_not_opened(tmp_path):
+    """Who opens a pipe waits for its writer."""
+    folder = write_cells(tmp_path / "cells")
+    (folder / "cell_segmentations.geojson").unlink()
+    os.mkfifo(folder / "cell_segmentations.geojson")
+    with pytest.raises(InputError, match=r"geojson is a pipe, a socket or a device"):
+        io.read(folder)
+    write_bins(tmp_path / "bins", 4, name="renamed")
+    factors = tmp_path / "bins" / "renamed" / "spatial" / "scalefactors_json.json"
+    factors.unlink()
+    os.mkfifo(factors)
+    with pytest.raises(InputError, match="scalefactors_json.json is a pipe|no Visium HD folder|known format"):
+        io.read(tmp_path / "bins" / "renamed")
 
 
 def test_bins_without_position(tmp_path):

@@ -3,6 +3,7 @@
 import gzip
 import logging
 import shutil
+import sys
 
 import numpy as np
 import pandas as pd
@@ -137,14 +138,16 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
     (folder / "cells.csv.gz").unlink()
     write_text(folder / "cells.parquet", "PAR1 and so on")
 
-    def no_engine(path):
-        raise ImportError("no pyarrow")
-
-    monkeypatch.setattr(pd, "read_parquet", no_engine)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(
         MissingExtraError, match=r"cells\.parquet needs the package 'pyarrow'.*amilst-lite\[parquet\]"
     ):
         amilst.read(folder)
+
+
+def test_names_of_cells_of_the_first_releases():
+    assert cell_names(np.array([1, 2, 30], dtype=np.uint32)) == ["1", "2", "30"]
+    assert cell_names(np.array([[1], [2], [30]], dtype=np.uint32)) == ["1", "2", "30"]
 
 
 def test_names_of_cells():
@@ -152,32 +155,76 @@ def test_names_of_cells():
     assert cell_names(np.array([[1437536272, 1], [0, 12]], dtype=np.uint32)) == ["ffkpbaba-1", "aaaaaaaa-12"]
 
 
+def write_zarr(folder, name, zipped, make):
+    """A store of zarr format 2, as a folder or zipped."""
+    zarr = pytest.importorskip("zarr", minversion="3")
+    path = folder / (f"{name}.zarr.zip" if zipped else f"{name}.zarr")
+    make(zarr.open_group(str(folder / "made"), mode="w", zarr_format=2))
+    if zipped:
+        shutil.make_archive(path.with_suffix(""), "zip", folder / "made")
+        shutil.rmtree(folder / "made")
+    else:
+        (folder / "made").rename(path)
+    return path
+
+
+def numbers_of_cells(cells=CELLS):
+    letters = "abcdefghijklmnop"
+    first = [int("".join(f"{letters.index(one):x}" for one in cell[:8]), 16) for cell in cells]
+    return np.array([[one, 1] for one in first], dtype=np.uint32)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("release", [1, 2])
+def test_bundle_for_the_explorer(tmp_path, zipped, release):
+    """Matrix and cells in zarr only; release 1 numbers the cells."""
+    folder = write_xenium(tmp_path)
+    names = CELLS if release == 2 else [str(i + 1) for i in range(N_SPOTS)]
+    write_counts(folder / "cell_feature_matrix.h5", cells=names)
+    (folder / "cells.csv.gz").unlink()
+    columns = ["cell_centroid_x", "cell_centroid_y", "cell_area"]
+
+    def make(group, columns=columns):
+        numbers = numbers_of_cells() if release == 2 else np.arange(1, N_SPOTS + 1, dtype=np.uint32)
+        group.create_array("cell_id", data=numbers[::-1])
+        summary = np.column_stack([CENTROIDS, np.full(N_SPOTS, 20.5)])[::-1]
+        group.create_array("cell_summary", data=summary).attrs["column_names"] = columns
+
+    path = write_zarr(folder, "cells", zipped, make)
+    adata = amilst.read(folder)
+    assert_is_section(adata, names)
+    np.testing.assert_array_equal(adata.obsm["spatial"], CENTROIDS)
+    assert list(adata.obs) == ["cell_area"]
+    path.unlink() if zipped else shutil.rmtree(path)
+    write_zarr(folder, "cells", zipped, lambda group: make(group, ["a", "b", "c"]))
+    with pytest.raises(
+        InputError, match=r"zarr table of cells \(expected cell_centroid_x and cell_centroid_y"
+    ):
+        amilst.read(folder)
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_zarr(tmp_path, zipped):
-    zarr = pytest.importorskip("zarr", minversion="3")
     from scipy import sparse
 
     folder = write_xenium(tmp_path)
     (folder / "cell_feature_matrix.h5").unlink()
-    path = folder / ("cell_feature_matrix.zarr.zip" if zipped else "cell_feature_matrix.zarr")
     matrix = sparse.csr_matrix(np.column_stack([COUNTS, np.ones(N_SPOTS)]).T)
-    group = zarr.open_group(str(folder / "made"), mode="w", zarr_format=2).create_group("cell_features")
-    for name in ("data", "indices", "indptr"):
-        group.create_array(name, data=getattr(matrix, name).astype(np.uint32))
-    letters = "abcdefghijklmnop"
-    first = [int("".join(f"{letters.index(one):x}" for one in cell[:8]), 16) for cell in CELLS]
-    group.create_array("cell_id", data=np.array([[one, 1] for one in first], dtype=np.uint32))
-    group.attrs.update(
-        {
-            "feature_keys": [*GENES, "NegControlProbe_1"],
-            "feature_ids": [*GENES, "NegControlProbe_1"],
-            "feature_types": ["gene"] * len(GENES) + ["negative_control_probe"],
-        }
-    )
-    if zipped:
-        shutil.make_archive(path.with_suffix(""), "zip", folder / "made")
-    else:
-        (folder / "made").rename(path)
+
+    def make(root):
+        group = root.create_group("cell_features")
+        for name in ("data", "indices", "indptr"):
+            group.create_array(name, data=getattr(matrix, name).astype(np.uint32))
+        group.create_array("cell_id", data=numbers_of_cells())
+        group.attrs.update(
+            {
+                "feature_keys": [*GENES, "NegControlProbe_1"],
+                "feature_ids": [*GENES, "NegControlProbe_1"],
+                "feature_types": ["gene"] * len(GENES) + ["negative_control_probe"],
+            }
+        )
+
+    path = write_zarr(folder, "cell_feature_matrix", zipped, make)
     adata = amilst.read(folder)
     assert_is_xenium(adata)
     assert adata.uns["amilst_input"]["left_out"] == {"negative control probe": 1}

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -172,3 +173,36 @@ def test_declared_lengths_are_those_of_the_codecs(tmp_path, codec, length):
         (path / "x" / ".zarray").write_text(json.dumps(v2([length - 1], [length - 1], "|u1", {"id": codec})))
         with pytest.raises(amilst.InputError, match="x/0"):
             open_zarr(path)
+
+
+@pytest.mark.parametrize("codec", [None, "blosc", "lz4", "zstd", "gzip", "zlib"])
+def test_a_chunk_that_declares_more_strings_than_its_array(tmp_path, codec):
+    """numcodecs allocates memory for their number, up to 2^32, before it reads one."""
+    numcodecs = pytest.importorskip("numcodecs")
+    path = tmp_path / "a.zarr"
+    (path / "x").mkdir(parents=True)
+    (path / ".zgroup").write_text('{"zarr_format": 2}')
+    compressor = None if codec is None else {"id": codec}
+    (path / "x" / ".zarray").write_text(json.dumps(v2([3], [3], "|O", compressor, [{"id": "vlen-utf8"}], "")))
+    encoded = bytes(numcodecs.VLenUTF8().encode(np.array(["a", "bcd", "Ü"], dtype=object)))
+
+    def write(content):
+        compressed = content if codec is None else numcodecs.get_codec({"id": codec}).encode(content)
+        (path / "x" / "0").write_bytes(compressed)
+
+    write(encoded)
+    assert list(open_zarr(path)["x"][:]) == ["a", "bcd", "Ü"]
+    write((2**32 - 1).to_bytes(4, "little") + encoded[4:])
+    with pytest.raises(
+        amilst.InputError, match="chunk x/0 declares 4,294,967,295 strings; expected at most 3"
+    ):
+        open_zarr(path)
+
+
+def test_small_members_of_a_zip_file_that_are_long_metadata(tmp_path, monkeypatch):
+    monkeypatch.setattr("amilst_lite.io.zarr_store._MOST_METADATA", 2**16)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for i in range(9):
+            archive.writestr(f"a{i}/.zattrs", b'{"a": "' + b" " * 2**15 + b'"}')
+    with pytest.raises(amilst.InputError, match=r"a\.zip: its metadata have more than [\d,]+ bytes"):
+        open_zarr(tmp_path / "a.zip")

@@ -23,8 +23,12 @@ print(peak if sys.platform == "darwin" else 1024 * peak)
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"batch_size": 10**6, "decoder": "graph"}],
-    ids=["default", "one batch, graph decoder"],
+    [
+        pytest.param({}, id="default"),
+        pytest.param(
+            {"batch_size": 10**6, "decoder": "graph"}, id="one batch, graph decoder", marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_fifty_thousand_spots(settings):
     """One bit for each pair of spots would take 0.3 GB, one byte 2.5 GB, one float 10 GB."""

@@ -8,6 +8,7 @@ import pytest
 
 from amilst_lite import metrics
 from amilst_lite.errors import InputError
+from amilst_lite.metrics._common import codes_of
 
 
 def _ari_by_pairs(truth, labels):
@@ -85,3 +86,12 @@ def test_invalid_labels(truth, labels):
     for score in (metrics.agreement, metrics.adjusted_rand_index, metrics.homogeneity):
         with pytest.raises(InputError):
             score(truth, labels)
+
+
+def test_categories_are_compared_by_their_labels():
+    truth = pd.Categorical(["b", "a", None, " ", "a"], categories=["unused", "b", " ", "a"])
+    labels = pd.Series(["x", "y", "x", "y", "y"], dtype="category")
+    plain = np.array(["b", "a", None, " ", "a"], dtype=object)
+    for given in (truth, pd.Series(truth)):
+        assert metrics.agreement(given, labels) == metrics.agreement(plain, labels.to_numpy())
+    np.testing.assert_array_equal(codes_of(truth) >= 0, [True, True, False, False, True])

@@ -349,6 +349,25 @@ def test_invalid_arguments_of_integration():
             call()
 
 
+def test_several_domains_are_scored_with_one_search(monkeypatch):
+    labels, section, points = _embedding()
+    wrong = np.random.default_rng(3).random(400) < 0.2
+    missing = np.where(wrong, None, labels)
+    labelings = [labels, np.roll(labels, 1), missing]
+    expected = [
+        [metrics.integration_scores(one, section, points, annotation) for one in labelings]
+        for annotation in (None, labels)
+    ]
+    graphs, of = [], module._neighbor_graph
+    monkeypatch.setattr(module, "_neighbor_graph", lambda *args: graphs.append(len(args[0])) or of(*args))
+    for annotation, alone, searched in zip(
+        (None, labels), expected, ([400, (~wrong).sum()], [400]), strict=True
+    ):
+        graphs.clear()
+        assert metrics.integration_scores_of_each(labelings, section, points, annotation) == alone
+        assert graphs == searched
+
+
 def test_memory_of_integration():
     import tracemalloc
 
@@ -389,3 +408,22 @@ def test_integration_against_scib_metrics():
     theirs = scib.graph_connectivity(nearest.subset_neighbors(15), labels)
     print(f"graph_connectivity: {ours:.6f}, scib-metrics {theirs:.6f}, difference {ours - theirs:.1e}")
     assert 0 <= ours - theirs < 0.05
+
+
+def test_scores_of_many_spots_are_those_of_a_stated_sample(monkeypatch):
+    rng = np.random.default_rng(0)
+    domains = np.repeat(["a", "b", "c"], 400)
+    section = np.tile(["one", "two"], 600)
+    embedding = (rng.normal(size=(1200, 4)) + 4 * np.eye(4)[np.repeat([0, 1, 2], 400)]).astype(np.float32)
+    whole = metrics.integration_scores(domains, section, embedding)
+    assert "n_embedded" not in whole
+    monkeypatch.setattr("amilst_lite.metrics._integration._ALL_PAIRS_UP_TO", 900)
+    monkeypatch.setattr("amilst_lite.metrics._integration._SAMPLE", 600)
+    sampled = metrics.integration_scores(domains, section, embedding)
+    assert sampled["n_embedded"] == 600 and sampled["n_labeled"] == 1200
+    assert sampled["nmi_domain_section"] == whole["nmi_domain_section"]
+    for name in ("silhouette_label", "silhouette_batch", "graph_connectivity", "clisi_scaled"):
+        assert sampled[name] == pytest.approx(whole[name], abs=0.05)
+    shuffled = rng.permutation(1200)
+    again = metrics.integration_scores(domains[shuffled], section[shuffled], embedding[shuffled])
+    assert again == pytest.approx(sampled, nan_ok=True)

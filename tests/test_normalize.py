@@ -8,6 +8,7 @@ from scipy import sparse
 
 from amilst_lite.config import PRESETS, PreprocessConfig
 from amilst_lite.errors import AmilstWarning, InputError
+from amilst_lite.io import matrix
 from amilst_lite.preprocess import (
     CountRows,
     is_on_disk,
@@ -16,6 +17,7 @@ from amilst_lite.preprocess import (
     select_genes,
     survey,
 )
+from amilst_lite.preprocess.counts import LARGEST_COUNT
 
 counts_module = sys.modules["amilst_lite.preprocess.counts"]
 normalize_module = sys.modules[
@@ -220,6 +222,33 @@ def test_corrupt_counts_on_disk_are_named(counts, tmp_path):
         prepare(anndata.read_h5ad(path, backed="r").X)
 
 
+@pytest.mark.parametrize("form", ["csr", "integers", "csc", "dense", "csr on disk", "dense on disk"])
+def test_counts_that_float32_does_not_hold_are_refused(counts, form, tmp_path, monkeypatch):
+    import anndata
+
+    dense = counts.toarray().astype(np.int64)
+    dense[70, 3] = LARGEST_COUNT - 1
+    for value in (LARGEST_COUNT - 1, LARGEST_COUNT, 2**40):
+        dense[71, 4] = value
+        given = {"integers": sparse.csr_matrix(dense), "csc": sparse.csc_matrix(dense), "dense": dense}.get(
+            form, sparse.csr_matrix(dense.astype(np.float64))
+        )
+        if "disk" in form:
+            monkeypatch.setattr(counts_module, "BLOCK_ENTRIES", 900)
+            stored = given if form == "csr on disk" else dense.astype(np.float64)
+            anndata.AnnData(stored).write_h5ad(tmp_path / "section.h5ad")
+            given = anndata.read_h5ad(tmp_path / "section.h5ad", backed="r").X
+        if value < LARGEST_COUNT:
+            survey_of(given)
+            continue
+        with pytest.raises(InputError, match=rf"below 16,777,216, .* found {value} in spot 71"):
+            survey_of(given)
+
+
+def test_readers_have_the_same_limit():
+    assert matrix.LARGEST_COUNT == LARGEST_COUNT
+
+
 def test_features_are_principal_components(counts):
     preparation = prepare(counts, all_genes(n_components=5, normalization="published"))
     normalized, _, _ = normalize(counts, all_genes(normalization="published"))
@@ -316,3 +345,58 @@ def test_preprocessing_settings_are_wired(counts):
     prepared = prepare(counts, config)
     assert prepared.genes.sum() == 40 and prepared.features.shape == (N, 6)
     assert not prepared.pca.scale and prepare(counts, PRESETS["published"].preprocess).pca.scale
+
+
+def test_counts_left_on_disk_give_what_counts_in_memory_give(tmp_path, monkeypatch):
+    """Above a size, the chosen counts are read again in every pass; features have the same bits."""
+    import anndata
+
+    monkeypatch.setattr(normalize_module, "_SMALL", 100)
+    rng = np.random.default_rng(0)
+    counts = sparse.csr_matrix(rng.poisson(rng.random(60), (400, 60)).astype(np.float32))
+    path = tmp_path / "section.h5ad"
+    anndata.AnnData(counts).write_h5ad(path)
+    for config in (PreprocessConfig(n_components=5), PreprocessConfig(n_components=5, n_top_genes=20)):
+        on_disk = anndata.read_h5ad(path, backed="r").X
+        expected, found = prepare(counts, config), prepare(on_disk, config)
+        np.testing.assert_array_equal(found.features, expected.features)
+        np.testing.assert_array_equal(found.genes, expected.genes)
+        np.testing.assert_array_equal(found.gene_totals, np.asarray(counts.sum(0)).ravel()[found.genes])
+        assert found.target == expected.target
+        chosen = normalize(on_disk, config)[0].counts
+        assert isinstance(chosen, CountRows) and not sparse.issparse(chosen.counts)
+
+
+def test_neighbors_are_asked_for_only_if_genes_are_selected():
+    rng = np.random.default_rng(1)
+    counts = sparse.csr_matrix(rng.poisson(1.0, (50, 30)).astype(np.float32))
+    ring = sparse.csr_matrix(np.roll(np.eye(50), 1, axis=1) + np.roll(np.eye(50), -1, axis=1))
+    calls = []
+
+    def neighbors():
+        calls.append(1)
+        return ring
+
+    prepare(counts, PreprocessConfig(n_components=3), neighbors)
+    assert not calls
+    config = PreprocessConfig(n_components=3, n_top_genes=10)
+    found = prepare(counts, config, neighbors)
+    assert len(calls) == 1
+    np.testing.assert_array_equal(found.genes, prepare(counts, config, ring).genes)
+
+
+def test_rows_are_taken_in_the_order_asked_for(monkeypatch):
+    monkeypatch.setattr(counts_module, "BLOCK_ENTRIES", 300)
+    rng = np.random.default_rng(2)
+    counts = sparse.csr_matrix(rng.poisson(1.0, (100, 20)).astype(np.float32))
+    rows, genes = CountRows(counts), rng.random(20) < 0.5
+    read = []
+    monkeypatch.setattr(rows, "_all_genes", lambda at: read.append(at.start) or counts[at])
+    for spots in (np.array([70, 3, 99, 4]), np.array([5]), np.arange(100)):
+        np.testing.assert_array_equal(rows.take(spots).toarray(), counts[spots].toarray())
+    assert len(read) < 3 * len(list(rows._slices()))  # blocks without any of them are not read
+    assert rows.take(np.empty(0, np.int64)).shape == (0, 20)
+    few = CountRows(counts, genes)
+    assert few.shape == (100, genes.sum())
+    np.testing.assert_array_equal(few[10:20].toarray(), counts[10:20].toarray()[:, genes])
+    np.testing.assert_array_equal(few.totals(), counts.toarray()[:, genes].sum(1))

@@ -136,14 +136,14 @@ def test_invalid_chunks():
 def test_sparse_matrix_is_not_converted_to_dense(monkeypatch, shape, solver):
     X = scipy.sparse.random(*shape, density=0.01, format="csr", dtype=np.float32, random_state=0)
     largest = 0
-    dense = decomposition._dense
+    dense = decomposition.dense_block
 
-    def recorded(block):
+    def recorded(block, device):
         nonlocal largest
         largest = max(largest, block.shape[0] * block.shape[1])
-        return dense(block)
+        return dense(block, device)
 
-    monkeypatch.setattr(decomposition, "_dense", recorded)
+    monkeypatch.setattr(decomposition, "dense_block", recorded)
     PCA(3, scale=True, clip=5.0, solver=solver).fit_transform(X)
     assert 0 < largest <= 8 * decomposition._CPU_BLOCK < X.shape[0] * X.shape[1] / 2
 

@@ -976,7 +976,7 @@ def test_large_sections_are_rasterized(tmp_path):
 def test_palettes_are_nested_and_begin_with_okabe_and_ito():
     assert plot.palette(0) == ()
     assert plot.palette(3) == ("#0072B2", "#E69F00", "#009E73")
-    for n in (8, 9, 20, 40):
+    for n in (8, 19, 20, 21, 40):
         assert plot.palette(n) == plot.palette(41)[:n]
     assert len(set(plot.palette(60))) == 60
 
@@ -987,13 +987,17 @@ def _linear(color):
 
 
 def _lab(color):
-    """CIELAB under D65; the palette is computed in OKLab."""
+    """CIELAB under D65; further colors of the palette are computed in OKLab."""
+    return _lab_of(_linear(color))
+
+
+def _lab_of(linear):
     to_xyz = [
         [0.4124564, 0.3575761, 0.1804375],
         [0.2126729, 0.7151522, 0.0721750],
         [0.0193339, 0.1191920, 0.9503041],
     ]
-    x, y, z = np.array(to_xyz) @ _linear(color) / [0.95047, 1.0, 1.08883]
+    x, y, z = np.array(to_xyz) @ linear / [0.95047, 1.0, 1.08883]
     f = [np.cbrt(v) if v > 216 / 24389 else (24389 / 27 * v + 16) / 116 for v in (x, y, z)]
     return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
 
@@ -1002,6 +1006,63 @@ def test_thirty_colors_are_distinguishable():
     colors = [_lab(color) for color in (*plot.palette(30), "#FFFFFF", "#D9D9D9")]
     closest = min(np.linalg.norm(a - b) for a, b in itertools.combinations(colors, 2))
     assert closest > 12  # about 2 is just noticeable
+
+
+# Linear RGB as seen with protanopia, deuteranopia and tritanopia (Machado et al. 2009, severity 1)
+_VISIONS = {
+    "normal": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}  # fmt: skip
+
+
+def _ciede2000(first, second):
+    """Difference of two CIELAB colors (Sharma, Wu and Dalal 2005)."""
+    (l1, a1, b1), (l2, a2, b2) = first, second
+    mean = (np.hypot(a1, b1) + np.hypot(a2, b2)) / 2
+    stretch = 1 + 0.5 * (1 - np.sqrt(mean**7 / (mean**7 + 25.0**7)))
+    c1, c2 = np.hypot(stretch * a1, b1), np.hypot(stretch * a2, b2)
+    h1, h2 = (np.degrees(np.arctan2(b, stretch * a)) % 360 for a, b in ((a1, b1), (a2, b2)))
+    turn = (h2 - h1 + 180) % 360 - 180
+    hue = np.radians((h1 + turn / 2) % 360)
+    lightness, chroma = (l1 + l2) / 2, (c1 + c2) / 2
+    t = (
+        1 - 0.17 * np.cos(hue - np.radians(30)) + 0.24 * np.cos(2 * hue) + 0.32 * np.cos(3 * hue + np.radians(6))
+        - 0.2 * np.cos(4 * hue - np.radians(63))
+    )  # fmt: skip
+    rotation = -2 * np.sqrt(chroma**7 / (chroma**7 + 25.0**7)) * np.sin(
+        np.radians(60) * np.exp(-(((np.degrees(hue) - 275) / 25) ** 2))
+    )  # fmt: skip
+    dl = (l2 - l1) / (1 + 0.015 * (lightness - 50) ** 2 / np.sqrt(20 + (lightness - 50) ** 2))
+    dc = (c2 - c1) / (1 + 0.045 * chroma)
+    dh = 2 * np.sqrt(c1 * c2) * np.sin(np.radians(turn / 2)) / (1 + 0.015 * chroma * t)
+    return np.sqrt(dl**2 + dc**2 + dh**2 + rotation * dc * dh)
+
+
+def test_the_difference_of_colors_against_published_pairs():
+    """From the table of Sharma, Wu and Dalal (2005)."""
+    for first, second, expected in (
+        ((50, 2.6772, -79.7751), (50, 0, -82.7485), 2.0425),
+        ((50, 2.5, 0), (58, 24, 15), 19.4535),
+        ((60.2574, -34.0099, 36.2677), (60.4626, -34.1751, 39.4387), 1.2644),
+        ((2.0776, 0.0795, -1.135), (0.9033, -0.0636, -0.5514), 0.9082),
+    ):
+        assert _ciede2000(first, second) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("vision", "least"), [(name, 17.0 if name == "normal" else 8.5) for name in _VISIONS]
+)
+def test_twenty_colors_can_be_told_apart(vision, least):
+    """By everyone, from each other and from the pages of the figures and the report, light and dark."""
+    seen = [_lab_of(np.clip(_VISIONS[vision] @ _linear(color), 0, 1)) for color in plot.palette(20)]
+    assert min(itertools.starmap(_ciede2000, itertools.combinations(seen, 2))) > least
+    if vision == "normal":  # neither black nor nearly white
+        assert all(28 < lightness < 90 for lightness, *_ in seen)
+    for page, apart in (("#FFFFFF", 18), ("#20262D", 18), ("#D9D9D9", 8), ("#59616B", 8)):
+        there = _lab_of(np.clip(_VISIONS[vision] @ _linear(page), 0, 1))
+        assert min(_ciede2000(color, there) for color in seen) > (apart if vision == "normal" else apart / 2)
 
 
 # ----------------------------------------------------------------------------------------- other figures
@@ -1329,3 +1390,40 @@ def test_missing_keys(adata):
 def test_invalid_arrays(coordinates, options, match):
     with pytest.raises(InputError, match=match):
         plot.draw_domains(coordinates, [0, 1, 1], **options)
+
+
+def test_large_sections_are_thinned_evenly_and_say_so(monkeypatch):
+    from amilst_lite.plot import sections as module
+
+    rng = np.random.default_rng(0)
+    # a disc of uniform density and a smaller, denser one
+    points = np.concatenate([_disc(rng, 6000, 1.0), _disc(rng, 2000, 0.3)])
+    codes = np.repeat([0, 1], [6000, 2000])
+    monkeypatch.setattr(module, "_MOST_DRAWN", 1000)
+    shown, sides = module._thinned(points, [np.flatnonzero(codes == i) for i in (0, 1)])
+    for own, side, n_own in zip(shown, sides, (6000, 2000), strict=True):
+        assert 0.75 * n_own / 8 <= len(own) <= n_own / 8 and (np.diff(own) > 0).all()
+        cells = np.floor((points[own] - points[codes == codes[own[0]]].min(axis=0)) / side)
+        assert len(np.unique(cells, axis=0)) == len(own)  # one in each square
+        # no spot is farther from a drawn one than the diagonal of a square: the discs leave no gaps
+        distance = np.linalg.norm(points[codes == codes[own[0]]][:, None] - points[own], axis=2).min(axis=1)
+        assert distance.max() <= np.sqrt(2) * side
+    figure = plot.draw_domains(points, codes, sections=np.array(["large", "small"])[codes])
+    notes = [text.get_text() for text in figure.texts]
+    n_drawn = sum(map(len, shown))
+    assert any(f"{n_drawn:,} of 8,000 spots are drawn" in note for note in notes)
+    drawn = [axis.collections[0] for axis in figure.axes if axis.collections]
+    assert sum(len(discs.get_offsets()) for discs in drawn) == n_drawn
+    legend = [text.get_text() for axis in figure.axes for text in _legend_texts(axis)]
+    assert {"0  (6,000)", "1  (2,000)"} <= set(legend)  # numbers count all spots
+    monkeypatch.setattr(module, "_MOST_DRAWN", 8000)
+    assert module._thinned(points, [np.arange(8000)])[1] == [0.0]
+
+
+def _disc(rng, n, radius):
+    angle, distance = 2 * np.pi * rng.random(n), radius * np.sqrt(rng.random(n))
+    return np.stack([distance * np.cos(angle), distance * np.sin(angle)], axis=1)
+
+
+def _legend_texts(axis):
+    return [] if axis.get_legend() is None else axis.get_legend().get_texts()

@@ -1,12 +1,12 @@
 """Labels in any script: no warnings, no boxes."""
 
-import logging
 import warnings
 
 import numpy as np
 import pytest
 
 from amilst_lite import plot
+from amilst_lite.errors import AmilstWarning
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -25,6 +25,7 @@ def _draw(labels, tmp_path):
     names = np.repeat(np.array(labels, dtype=object), 4)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", AmilstWarning)  # of labels that have no font here
         figure = plot.draw_domains(points, names, annotation=names, sections=names, title=" ".join(labels))
         for ending in ("png", "svg", "pdf"):
             plot.save(figure, tmp_path / f"figure.{ending}", dpi=50)
@@ -37,16 +38,38 @@ def _texts(figure):
 
 def test_labels_of_many_scripts_are_drawn_without_a_warning(tmp_path):
     labels = ["大脑皮层", "皮質 L2", "кора", "قشرة", "हिन्दी", "뇌", "🧠", "ß\u0301", "a\u200db", NOWHERE]
-    shown = _texts(_draw(labels, tmp_path))
-    assert all(literal(label) in shown for label in labels)
+    figure = _draw(labels, tmp_path)
+    shown = _texts(figure)
+    order = sorted(labels)
+    for label in labels:
+        has_font = all(map(fonts.has_glyph, label))
+        assert (literal(label) if has_font else f"label {order.index(label) + 1}") in shown
 
 
-def test_characters_without_a_font_are_escaped_and_logged_once(tmp_path, caplog):
-    fonts._family.cache_clear()
-    with caplog.at_level(logging.INFO, logger="amilst_lite"):
-        assert literal(f"a{NOWHERE}b{NOWHERE}") == r"a\U0010fffdb\U0010fffd"
-    assert [record.getMessage().count("U+10FFFD") for record in caplog.records] == [1]
-    assert r"\U0010fffd" in _texts(_draw([NOWHERE, "x"], tmp_path))
+def test_labels_without_a_font_are_numbered_and_the_warning_says_which_they_are(tmp_path, monkeypatch):
+    labels = ["大脑皮层", "cortex", NOWHERE, "髓质"]
+    with monkeypatch.context() as patched:
+        patched.setattr(fonts, "has_glyph", str.isascii)
+        with pytest.warns(AmilstWarning) as caught:
+            shown = fonts.drawable(labels)
+        assert shown == ("label 1", "cortex", "label 3", "label 4")
+        (message,) = (str(one.message) for one in caught)
+        assert f"label 1 is 大脑皮层, label 3 is {NOWHERE}, label 4 is 髓质. Install Noto Sans CJK" in message
+        assert "fonts-noto-cjk" in message
+        with pytest.warns(AmilstWarning, match="label 5 is x5́, and 3 more. Install Noto Sans .*fonts-noto"):
+            fonts.drawable([f"x{i}\u0301" for i in range(1, 9)])
+    assert fonts.drawable(["cortex", "1"]) == ("cortex", "1")
+    points = np.random.default_rng(0).uniform(size=(30, 2))
+    names = np.repeat(["a", NOWHERE, "b"], 10)
+    with pytest.warns(AmilstWarning, match=f"label 3 is {NOWHERE}"):
+        figure = plot.draw_domains(points, names, colors={NOWHERE: "#112233"})
+    assert r"\U0010fffd" not in _texts(figure)
+    entries = figure.axes[-1].get_legend()
+    assert [text.get_text() for text in entries.get_texts()] == ["a  (10)", "b  (10)", "label 3  (10)"]
+
+
+def test_other_text_is_escaped():
+    assert literal(f"a{NOWHERE}b{NOWHERE}") == r"a\U0010fffdb\U0010fffd"
 
 
 def test_escape_sequences_are_not_cut():

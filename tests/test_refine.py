@@ -10,6 +10,8 @@ from scipy.spatial.distance import cdist
 
 from amilst_lite.errors import InputError
 from amilst_lite.simulate import simulate_tissue
+from amilst_lite.spatial import refine
+from amilst_lite.spatial.graph import SpatialGraph
 from amilst_lite.spatial.refine import majority_vote
 
 
@@ -120,6 +122,36 @@ def test_sections_do_not_vote_in_each_other():
         sample=np.repeat(["one", "two"], 60)[order],
     )
     np.testing.assert_array_equal(both, np.r_[apart[0], apart[1]][order])
+
+
+@pytest.mark.parametrize("places", ["scattered", "grid", "shared"])
+@pytest.mark.parametrize("n_neighbors", [1, 4, 6])
+def test_neighbors_of_the_graph_are_those_of_the_coordinates(places, n_neighbors, monkeypatch):
+    rng = np.random.default_rng(3)
+    coordinates = rng.uniform(size=(120, 2))
+    if places == "grid":  # neighbors tie at the k-th distance
+        coordinates = np.stack(np.meshgrid(np.arange(10.0), np.arange(12.0)), -1).reshape(-1, 2)
+    elif places == "shared":
+        coordinates[:10] = coordinates[10:20]
+    sample = np.repeat([0, 1], 60)
+    graph = SpatialGraph.from_coordinates(coordinates, n_neighbors=6, sample=sample)
+    labels, points, sections = rng.integers(0, 12, 120), coordinates[graph.order], sample[graph.order]
+    expected = majority_vote(labels, points, n_neighbors, sections)
+    if places != "shared":  # it does not search
+        monkeypatch.setattr(refine, "nearest_neighbors", None)
+    found = majority_vote(labels, points, n_neighbors, sections, graph=graph)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("options", [{"radius": 0.2}, {"symmetrization": "mutual"}, {"n_neighbors": 5}])
+def test_graph_of_other_neighbors_is_not_used(options):
+    rng = np.random.default_rng(4)
+    coordinates = rng.uniform(size=(150, 2))
+    graph = SpatialGraph.from_coordinates(coordinates, **{"n_neighbors": 6, **options})
+    assert graph.nearest(6) is None
+    labels, points = rng.integers(0, 4, 150), coordinates[graph.order]
+    found = majority_vote(labels, points, 6, graph=graph)
+    np.testing.assert_array_equal(found, majority_vote(labels, points, 6))
 
 
 def test_small_sections_and_duplicate_positions():

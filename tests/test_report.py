@@ -616,6 +616,17 @@ def test_a_million_cells_take_less_than_15_mb(joint, tmp_path):
     assert 199_990 <= Document(path).meta["n_drawn"] <= 200_000
 
 
+def test_error_bars_are_inside_of_the_axes():
+    y, error = np.array([669.66, 669.63, 670.0]), np.array([0.0, 0.04, 0.09])
+    drawn = charts.chart([charts.Curve("a", np.arange(3.0), y, None, error)], title="t", description="d")
+    lines = re.findall(
+        r'<line x1="([^"]*)" x2="([^"]*)" y1="([^"]*)" y2="([^"]*)" class="(grid|line c0)"', drawn
+    )
+    grid = [float(line[2]) for line in lines if line[4] == "grid"]
+    bars = [float(end) for line in lines if line[4] == "line c0" for end in line[2:4]]
+    assert len(bars) == 6 and min(grid) <= min(bars) and max(bars) <= max(grid)
+
+
 def test_axes_end_at_ticks_or_at_the_data():
     text = charts.chart(
         [charts.Curve("a", np.array([1.0, 50.0]), np.array([0.13, 0.94]), np.array([True, False]))],
@@ -690,6 +701,27 @@ def test_discs_at_the_edge_stay_inside_and_the_last_is_on_top(node):
     )  # fmt: skip
     image, red, blue = np.array(pixels[0]).reshape(4, 6), pixels[1], pixels[2]
     assert image[0, 0] == blue and image[3, 5] == -1 and red not in image
+
+
+@pytest.mark.parametrize("radius", [0.4, 3.0])
+def test_transparent_discs_let_the_image_through(node, radius):
+    pixels = node(
+        "const px = new Int32Array(81).fill(c.packed([250, 200, 100]));"
+        "c.rasterize(px, 9, 9, [4.5], [4.5], [0], [c.packed([50, 0, 200])], { x: 4.5, y: 4.5, scale: 1 }, ...a);"
+        "return [px[4 * 9 + 4], px[0]].map((one) => [one & 255, (one >> 8) & 255, (one >> 16) & 255])", radius, 0.25,
+    )  # fmt: skip
+    assert pixels == [[200, 150, 125], [250, 200, 100]]
+
+
+@pytest.mark.parametrize(
+    ("scale", "length", "label"),
+    [(1, 100, "100 µm"), (0.031, 5000, "5 mm"), (0.1, 1000, "1 mm"), (0.15, 1000, "1 mm"), (0.8, 200, "200 µm"),
+     (30, 5, "5 µm"), (900, 0.1, "100 nm")],
+)  # fmt: skip
+def test_the_scale_bar_has_a_round_length(node, scale, length, label):
+    bar = node("return c.scaleBar(...a)", scale, 160)
+    assert bar["length"] == pytest.approx(length) and bar["label"] == label
+    assert bar["pixels"] == pytest.approx(length * scale) and 64 * 0.99 <= bar["pixels"] <= 160.001
 
 
 def test_mixing_colors(node):
@@ -1105,6 +1137,89 @@ def test_paper_shows_the_drawing_in_light_colors_and_opens_details(browser, page
     assert (
         browser.run("return hexOf(pixel(report.plots[0].spots, 0, 0).slice(0, 3))")
         == themes()["dark"]["stage"]
+    )
+
+
+@pytest.fixture(scope="module")
+def page_with_image(joint, tmp_path_factory):
+    """One section over a green image, in µm."""
+    adata = joint[:260].copy()
+    size = np.ceil(np.ptp(adata.obsm["spatial"], axis=0) / 10).astype(int) + 40
+    adata.obsm["spatial"] = adata.obsm["spatial"] - adata.obsm["spatial"].min(axis=0) + 200
+    image = np.tile(np.array([20, 200, 40], dtype=np.uint8), (size[1], size[0], 1))
+    factors = {"tissue_hires_scalef": 0.1, "spot_diameter_fullres": 55.0}
+    adata.uns["spatial"] = {"slide": {"images": {"hires": image}, "scalefactors": factors}}
+    adata.uns["amilst_input"] = {"micrometers_per_unit": 1.0}
+    return report.write_report(adata, tmp_path_factory.mktemp("image") / "report.html")
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_spots_are_drawn_over_the_image(browser, page_with_image, joint, dark):
+    browser.open(page_with_image, dark=dark)
+    assert browser.log("browser") == []
+    own = joint.uns["amilst_domain_colors"][joint.obs["amilst_domain"].cat.codes.iloc[100]]
+    channels = np.array([[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in (own, "#14c828")])
+
+    def shown():
+        browser.run("report.plots[0].draw()")
+        beside = browser.run(
+            "const plot = report.plots[0]; const [x0, y0] = plot.screen(...report.meta.images[0].box);"
+            "return pixel(plot.spots, x0 + 3, y0 + 3).slice(0, 3)"
+        )
+        return np.array([int(browser.color(100)[i : i + 2], 16) for i in (1, 3, 5)]), beside
+
+    at_spot, beside = shown()
+    np.testing.assert_allclose(beside, channels[1], atol=6)  # JPEG
+    np.testing.assert_allclose(at_spot, 0.7 * channels[0] + 0.3 * channels[1], atol=6)
+    browser.run("$('opacity').value = 100; $('opacity').dispatchEvent(new Event('input'))")
+    np.testing.assert_allclose(shown()[0], channels[0], atol=1)
+    browser.run("$('opacity').value = 0; $('opacity').dispatchEvent(new Event('input'))")
+    np.testing.assert_allclose(shown()[0], channels[1], atol=6)
+    browser.click("image")
+    at_spot, beside = shown()
+    np.testing.assert_allclose(at_spot, channels[0], atol=1)
+    assert hex_of(beside) == themes()["dark" if dark else "light"]["stage"]
+    assert browser.run("return $('opacity').disabled")
+
+
+def hex_of(color):
+    return "#" + "".join(f"{part:02x}" for part in color)
+
+
+def test_isolated_spots_leave_the_tissue_visible(browser, page_with_image, joint):
+    browser.open(page_with_image)
+    domains = joint.obs["amilst_domain"].iloc[:260]
+    outside = int(np.flatnonzero(domains == "3")[0])
+    browser.run("all('#legend button')[0].click()")
+    color = browser.color(outside)
+    np.testing.assert_allclose([int(color[i : i + 2], 16) for i in (1, 3, 5)], [20, 200, 40], atol=6)
+
+
+def test_the_scale_bar_follows_the_zoom(browser, page, page_with_image):
+    """Its length on the canvas of the marks is that of its label."""
+    browser.open(page_with_image)
+    measure = """
+        const plot = report.plots[0];
+        plot.mark();
+        const [x, y] = [12 * plot.ratio, plot.marks.height - 13 * plot.ratio];
+        const inked = (at) => {
+          const [r, g, b, a] = pixel(plot.marks, at, y);
+          return a > 250 && r + g + b < 200;
+        };
+        let length = 0;
+        while (inked(x + length)) length++;
+        const most = Math.min(160 * plot.ratio, plot.marks.width / 3);
+        return [length, scaleBar(plot.camera.scale, most), plot.camera.scale];
+    """
+    before = browser.run(measure)
+    browser.run("report.plots[0].zoom(4)")
+    after = browser.run(measure)
+    for length, bar, scale in (before, after):
+        assert length == pytest.approx(bar["length"] * scale, abs=1.5)
+    assert after[1]["length"] < before[1]["length"]
+    browser.open(page)  # without a known unit there is none
+    assert (
+        browser.run("const { marks } = report.plots[0]; return pixel(marks, 12, marks.height - 13)[3]") == 0
     )
 
 

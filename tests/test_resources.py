@@ -12,6 +12,7 @@ from amilst_lite.config import Config
 from amilst_lite.errors import AmilstError, InsufficientMemoryError
 from amilst_lite.pipeline import estimate_run, simulate_section
 from amilst_lite.resources import check_memory, estimate
+from amilst_lite.runtime import limited_memory
 
 CPU = torch.device("cpu")
 
@@ -40,6 +41,35 @@ def test_memory_agrees_with_the_benchmark(n_spots, n_entries, measured_mib):
     """Peak memory of benchmarks/scaling.py, 300 genes, 20 domains, two cores."""
     estimated = estimate(n_spots, n_entries, n_domains=20, n_genes=300).ram_bytes / 2**20
     assert estimated == pytest.approx(measured_mib, rel=0.3)
+
+
+@pytest.mark.parametrize(("n_spots", "measured_mib"), [(200_000, 1232), (1_000_000, 1974)])
+def test_memory_of_sections_on_disk_agrees_with_the_benchmark(n_spots, measured_mib):
+    """Peak memory of benchmarks/scaling.py --sections 40 ... -- --backed, 300 genes, one thread."""
+    found = estimate(n_spots, 108 * n_spots, n_domains=20, n_genes=300, n_sections=40, on_disk=True)
+    assert found.ram_bytes / 2**20 == pytest.approx(measured_mib, rel=0.15)
+
+
+def test_memory_and_time_of_an_atlas():
+    """Ten million cells in 40 sections: about a kilobyte a cell, and time that grows no faster than the cells."""
+    small, large = (
+        estimate(n, 108 * n, n_domains=20, n_genes=300, n_sections=40, on_disk=True) for n in (10**5, 10**7)
+    )
+    assert large.ram_bytes < 12e9 and (large.ram_bytes - small.ram_bytes) / (10**7 - 10**5) < 1200
+    assert large.seconds < 1800 and large.seconds / small.seconds < 100**1.05
+    assert 5e9 < large.disk_bytes < 2e10 and "GiB of disk space" in str(large)
+    in_memory = estimate(10**7, 108 * 10**7, n_domains=20, n_genes=300, n_sections=40)
+    assert in_memory.ram_bytes > large.ram_bytes + 8e9
+
+
+def test_memory_that_is_given_is_the_limit(monkeypatch):
+    monkeypatch.setattr(resources, "total_memory", lambda device=None: 2**50)
+    needed = estimate(10**6, 10**8, n_domains=7)
+    check_memory(needed, CPU)
+    with limited_memory(needed.ram_bytes / 2**30 / 1.2):
+        check_memory(needed, CPU)  # an estimate may be too high
+    with limited_memory(0.5), pytest.raises(InsufficientMemoryError, match="0.5 GiB are available"):
+        check_memory(needed, CPU)
 
 
 def test_number_of_networks_and_batch_size_are_the_effective_ones():

@@ -97,14 +97,14 @@ def test_figures_of_several_sections(joint, tmp_path, monkeypatch):
     assert [text.get_text() for text in bars.get_yticklabels()] == ["first  (200)", "second  (200)"]
 
 
-def test_no_composition_of_one_section(joint, tmp_path):
+def test_no_composition_of_one_section(joint, tmp_path, light_figures):
     adata = joint[joint.obs["section"] == "first"].copy()
     (tmp_path / "composition.png").write_bytes(b"of other domains")
     assert amilst.write_results(adata, tmp_path)["left_out"] == []
     assert names(tmp_path) == ALL
 
 
-def test_missing_folder_is_created(done, tmp_path):
+def test_missing_folder_is_created(done, tmp_path, light_figures):
     amilst.write_results(done, tmp_path / "a" / "b")
     assert names(tmp_path / "a" / "b") == ALL
     (tmp_path / "file").write_text("")
@@ -122,7 +122,7 @@ def test_anndata_without_a_run_is_refused(section, done, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_result_of_a_gpu_is_written_on_any_machine(done, tmp_path):
+def test_result_of_a_gpu_is_written_on_any_machine(done, tmp_path, light_figures):
     adata = done.copy()
     adata.uns["amilst"] |= {"device": "cuda:7", "peak_memory": {"ram_bytes": 11, "vram_bytes": 22}}
     amilst.write_results(adata, tmp_path)
@@ -131,7 +131,7 @@ def test_result_of_a_gpu_is_written_on_any_machine(done, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*csv was left out")  # one domain has no markers and no contacts
-def test_undefined_numbers_become_null(done, tmp_path):
+def test_undefined_numbers_become_null(done, tmp_path, light_figures):
     adata = done.copy()
     table = {"n_domains": [2, 3], "log_likelihood": [np.nan, -0.5]}
     adata.uns["amilst"]["selection"] = {name: np.array(column) for name, column in table.items()}
@@ -145,7 +145,7 @@ def test_undefined_numbers_become_null(done, tmp_path):
     assert np.isnan(found).any()  # shares that were not tried
 
 
-def test_records_of_earlier_versions_are_written(done, tmp_path):
+def test_records_of_earlier_versions_are_written(done, tmp_path, light_figures):
     adata = done.copy()
     for name in ("shrinkage", "network_share"):
         del adata.uns["amilst"][name]
@@ -171,7 +171,7 @@ def test_json_of_every_type(tmp_path):
     }
 
 
-def test_warnings_are_recorded(section, tmp_path):
+def test_warnings_are_recorded(section, tmp_path, light_figures):
     adata = section.copy()
     adata.X = adata.X.log1p()
     with pytest.warns(AmilstWarning, match="integers"):
@@ -191,10 +191,17 @@ def fail(*_, **__):
 
 
 @pytest.mark.parametrize(
-    ("function", "file"), [("domains", "domains.png"), ("losses", "losses.png"), ("umap", "umap.png")]
+    ("module", "function", "file"),
+    [
+        (results.plot, "domains", "domains.png"),
+        (results.plot, "losses", "losses.png"),
+        (results.analysis, "umap", "umap.png"),
+    ],
 )
-def test_failed_figure_is_left_out_with_a_warning(done, tmp_path, monkeypatch, function, file):
-    monkeypatch.setattr(results.plot, function, fail)
+def test_failed_figure_is_left_out_with_a_warning(
+    done, tmp_path, monkeypatch, module, function, file, light_figures
+):
+    monkeypatch.setattr(module, function, fail)
     with pytest.warns(AmilstWarning, match=f"{file} was left out: the pen is empty"):
         summary = amilst.write_results(done, tmp_path, umap=function == "umap")
     assert names(tmp_path) == ALL - {file}
@@ -274,7 +281,7 @@ def test_a_full_disk_changes_nothing(done, tmp_path, monkeypatch, place):
 
 
 @pytest.mark.filterwarnings("ignore::amilst_lite.errors.AmilstWarning")
-def test_failed_scores_do_not_lose_the_run(done, tmp_path):
+def test_failed_scores_do_not_lose_the_run(done, tmp_path, light_figures):
     adata = done.copy()
     adata.obs["sparse"] = pd.Series([None] * 199 + ["a"], index=adata.obs_names, dtype=object)
     amilst.write_results(adata, tmp_path, annotation="sparse")
@@ -284,7 +291,7 @@ def test_failed_scores_do_not_lose_the_run(done, tmp_path):
     assert "scores: Agreement needs at least 2 spots" in record["left_out"][0]
 
 
-def test_data_that_h5ad_cannot_hold_leaves_the_rest(done, tmp_path):
+def test_data_that_h5ad_cannot_hold_leaves_the_rest(done, tmp_path, light_figures):
     adata = done.copy()
     adata.uns["mine"] = object()
     with pytest.warns(AmilstWarning, match=r"result\.h5ad was left out"):
@@ -301,7 +308,7 @@ def test_without_matplotlib_the_rest_is_written(done, tmp_path, monkeypatch):
     assert len(summary["left_out"]) == len(FIGURES)
 
 
-def test_files_of_an_earlier_run_do_not_remain(done, tmp_path):
+def test_files_of_an_earlier_run_do_not_remain(done, tmp_path, light_figures):
     (tmp_path / "umap.png").write_bytes(b"of other domains")
     (tmp_path / "notes.txt").write_text("of the user")
     amilst.write_results(done, tmp_path)
@@ -312,7 +319,7 @@ def test_files_of_an_earlier_run_do_not_remain(done, tmp_path):
 # --- data on disk ---------------------------------------------------------------------------
 
 
-def test_counts_on_disk_give_the_same_and_are_not_copied(section, done, tmp_path):
+def test_counts_on_disk_give_the_same_and_are_not_copied(section, done, tmp_path, light_figures):
     with_raw = section.copy()
     with_raw.raw = section
     with_raw.layers["other"] = section.X
@@ -329,7 +336,7 @@ def test_counts_on_disk_give_the_same_and_are_not_copied(section, done, tmp_path
     np.testing.assert_array_equal(back.obsm["X_amilst"], done.obsm["X_amilst"])
 
 
-def test_raw_in_memory_is_kept_beside_counts_on_disk(done, section, tmp_path):
+def test_raw_in_memory_is_kept_beside_counts_on_disk(done, section, tmp_path, light_figures):
     import h5py
 
     with h5py.File(tmp_path / "counts.h5", "w") as file:
@@ -357,3 +364,26 @@ def test_file_that_is_read_is_not_overwritten(section, tmp_path):
     with pytest.raises(InputError, match="would be overwritten"):
         amilst.write_results(adata, tmp_path)
     assert (tmp_path / "result.h5ad").read_bytes() == before
+
+
+def test_table_of_spots_is_written_in_blocks(tmp_path, monkeypatch):
+    from amilst_lite import keys
+
+    names = keys.ResultKeys()
+    obs = pd.DataFrame(
+        {
+            names.domain: pd.Categorical(["1", "2", "1", "1", "2"]),
+            names.refined: pd.Categorical(["1", "2", "2", "1", "2"]),
+            names.confidence: np.array([0.5, 0.25, 1.0, 0.125, 0.75], np.float32),
+        },
+        index=[f"spot, {i}" for i in range(5)],
+    )
+    adata = ad.AnnData(obs=obs)
+    results._write_table(adata, names, tmp_path / "whole.csv")
+    monkeypatch.setattr(results, "_ROWS", 2)
+    results._write_table(adata, names, tmp_path / "blocks.csv")
+    assert (tmp_path / "blocks.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    table = pd.read_csv(tmp_path / "blocks.csv", dtype={"domain": str, "refined_domain": str})
+    assert table["spot"].tolist() == list(adata.obs_names)
+    assert table["refined_domain"].tolist() == ["1", "2", "2", "1", "2"]
+    np.testing.assert_array_equal(table["probability"], obs[names.confidence])

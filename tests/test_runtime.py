@@ -120,3 +120,16 @@ def test_standard_math_restores_the_precision_of_each_backend():
         assert matmul.fp32_precision == "tf32"
     finally:
         matmul.fp32_precision = before
+
+
+def test_memory_limit(monkeypatch):
+    monkeypatch.setattr(runtime, "total_memory", lambda: 2**40)
+    limit, is_given = runtime.memory_limit()
+    assert not is_given and 0 < limit <= 0.6 * 2**40
+    monkeypatch.setattr(runtime, "total_memory", lambda: 1000)
+    assert runtime.memory_limit() == (600, False)
+    with runtime.limited_memory(2):
+        assert runtime.memory_limit() == (2 * 2**30, True)
+        with runtime.limited_memory(None):
+            assert not runtime.memory_limit()[1]
+    assert runtime.memory_limit() == (600, False)

@@ -54,6 +54,25 @@ def test_each_count_is_kept_with_the_same_probability():
     assert part.var() == pytest.approx(3.0, rel=0.06) and part.mean() == pytest.approx(3.0, rel=0.03)
 
 
+@pytest.mark.parametrize(("dispersion", "share"), [(0.5, 0.5), (2.0, 0.3)])
+def test_parts_of_overdispersed_counts_are_independent(dispersion, share):
+    """Negative binomial with the same overdispersion relative to their means, and uncorrelated."""
+    repeats, mean = 40_000, 6.0
+    rng = np.random.default_rng(0)
+    rates = mean * rng.gamma(1 / dispersion, dispersion, (repeats, 1))
+    counts = sparse.csr_matrix(rng.poisson(rates).astype(np.float32))
+    together = [part.toarray().ravel() for part in thin(counts, share, seed=1)]
+    assert np.corrcoef(together)[0, 1] > 0.2
+    parts = thin(counts, share, 1, np.array([dispersion]))
+    assert (parts[0] + parts[1] != counts).nnz == 0
+    parts = [part.toarray().ravel() for part in parts]
+    assert abs(np.corrcoef(parts)[0, 1]) < 5 / np.sqrt(repeats)
+    assert abs(np.corrcoef(parts[0] > 1, parts[1] > 1)[0, 1]) < 5 / np.sqrt(repeats)
+    for part, of in zip(parts, (share, 1 - share), strict=True):
+        assert part.mean() == pytest.approx(of * mean, rel=0.03)
+        assert part.var() == pytest.approx(of * (mean + dispersion * mean**2), rel=0.06)
+
+
 def test_thinning_rounds_and_leaves_its_input():
     counts = sparse.csr_matrix(np.array([[0.4, 2.6, 0.0], [7.2, 0.0, 1.0]], dtype=np.float32))
     before = counts.copy()

@@ -175,14 +175,14 @@ def test_labels_do_not_depend_on_the_basis_of_the_columns():
 def test_temperature_gives_the_mean_confidence():
     posterior = np.random.default_rng(0).dirichlet([0.05] * 4, size=3000).astype(np.float32)
     logarithm = module._logarithm(posterior)
-    temperature = module._temperature(logarithm, 0.7)
+    temperature = module._temperature(posterior, 0.7)
     flat = module._tempered(logarithm, temperature)
     assert flat.max(1).mean() == pytest.approx(0.7, abs=2e-3) and temperature > 1
     some = posterior.min(1) > 1e-9
     odds, flattened = (np.log(p[some, 0] / p[some, 1]) for p in (posterior, flat))
     np.testing.assert_allclose(flattened, odds / temperature, rtol=1e-3, atol=1e-4)
-    assert module._temperature(logarithm, 0.999) == 1  # never sharper than the mixture itself
-    assert module._temperature(logarithm, 0.1) == pytest.approx(100)
+    assert module._temperature(posterior, 0.999) == 1  # never sharper than the mixture itself
+    assert module._temperature(posterior, 0.1) == pytest.approx(100)
 
 
 @pytest.mark.parametrize("columns", [(1.0,), (0.5, 1.0)])
@@ -419,3 +419,32 @@ def test_arrays_that_are_no_average(average, name, value, message):
     with pytest.raises(InputError, match=message) as caught:
         FittedAverage.from_arrays(arrays, "tied")
     assert "the mixture of the model must have" in str(caught.value)
+
+
+def test_many_rows_are_fitted_in_part_and_labeled_in_pieces(monkeypatch):
+    X, truth = _blobs_in_blocks(6000)
+    whole = fit_average(X, 3, n_init=4)
+    monkeypatch.setattr("amilst_lite.cluster.shrinkage._ALL_ROWS", 2000)
+    part = fit_average(X, 3, n_init=4)
+    assert part.probabilities.shape == (6000, 3) and part.probabilities.dtype == np.float32
+    np.testing.assert_allclose(part.probabilities.sum(1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(part.fitted.predict_proba(X), part.probabilities)
+    for found in (whole, part):
+        assert adjusted_rand_score(truth, found.labels) > 0.95
+    assert adjusted_rand_score(whole.labels, part.labels) > 0.97
+
+
+def _blobs_in_blocks(n):
+    """Rows of three components, in runs of 200 of the same, and the components."""
+    rng = np.random.default_rng(0)
+    truth = np.repeat(rng.integers(3, size=n // 200), 200)
+    centers = 6 * rng.normal(size=(3, 4)) / 2
+    return (centers[truth] + rng.normal(size=(n, 4))).astype(np.float32), truth
+
+
+def test_leading_axes_do_not_depend_on_blocks(monkeypatch):
+    X = np.random.default_rng(0).normal(size=(500, 4)).astype(np.float32) * [4, 3, 2, 1] + 5
+    X = X.astype(np.float32)
+    whole = PrincipalAxes.of(X)
+    monkeypatch.setattr("amilst_lite.cluster.shrinkage._ALL_ROWS", 64)
+    np.testing.assert_allclose(PrincipalAxes.of(X).axes, whole.axes, atol=1e-5)

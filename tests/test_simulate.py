@@ -239,3 +239,34 @@ def test_time_is_linear_and_memory_sparse_for_a_large_section():
     tracemalloc.stop()
     held = tissue.counts.data.nbytes + tissue.counts.indices.nbytes
     assert peak < 2.5 * held + 150e6
+
+
+def test_sections_share_domains_and_genes_but_not_outline_or_counts():
+    first, second = (simulate_tissue(1500, 200, 5, dispersion=0, section=number) for number in (0, 1))
+    np.testing.assert_array_equal(first.marker_genes, second.marker_genes)
+    assert first.gene_names.tolist() == second.gene_names.tolist()
+    assert not np.array_equal(first.coordinates, second.coordinates)
+    assert first.counts.nnz != second.counts.nnz
+    means = [np.asarray(one.counts.mean(axis=0)).ravel() for one in (first, second)]
+    assert np.corrcoef(*np.log(np.maximum(means, 0.01)))[0, 1] > 0.98
+
+
+def test_section_effect_is_a_factor_for_each_gene():
+    plain, affected, other = (
+        simulate_tissue(3000, 200, 5, dispersion=0, dropout=0, section=number, section_effect=effect)
+        for number, effect in ((1, 0.0), (1, 0.5), (2, 0.5))
+    )
+    np.testing.assert_array_equal(plain.coordinates, affected.coordinates)
+    base, *changed = (np.asarray(one.counts.sum(axis=0)).ravel() for one in (plain, affected, other))
+    frequent = base > 300
+    factors = [np.log(one[frequent] / base[frequent]) for one in changed]
+    assert abs(factors[0].std() - 0.5) < 0.1  # of the logarithm
+    assert abs(np.corrcoef(*factors)[0, 1]) < 0.3  # sections have effects of their own
+    # depth does not change: the effect is relative between genes
+    assert abs(np.log(affected.counts.sum() / plain.counts.sum())) < 0.05
+
+
+@pytest.mark.parametrize("options", [{"section": -1}, {"section": 1.5}, {"section_effect": -0.1}])
+def test_unusable_sections_are_refused(options):
+    with pytest.raises(InputError, match=next(iter(options))):
+        simulate_tissue(500, 100, 5, **options)

@@ -12,7 +12,7 @@ from amilst_lite.spatial import spectral_filter as module
 from amilst_lite.spatial.spectral_filter import (
     FittedFilter,
     _apply,
-    _chebyshev_moments,
+    _moments_of,
     denoise,
     fill_low_depth,
     fit_denoise,
@@ -56,7 +56,7 @@ def chebyshev(values, order):
 def test_moments_are_those_of_the_dense_polynomials(adjacency, spectrum):
     values, vectors, _ = spectrum
     columns = noise()
-    found = _chebyshev_moments(adjacency, columns, 12)
+    found = _moments_of(adjacency, columns, 12)
     power = (vectors.T @ columns.double()).square()  # (N, 3), of each eigenvector
     for order in range(13):
         expected = (chebyshev(values, order)[:, None] * power).sum(0)
@@ -363,3 +363,51 @@ def test_arrays_that_are_no_filter(adjacency, changes, message):
     with pytest.raises(InputError, match=message) as caught:
         FittedFilter.from_arrays(arrays)
     assert "the spatial filter of the model must have" in str(caught.value)
+
+
+@pytest.fixture
+def sections():
+    """Features and depths of four sections of 300 spots, which no edge connects, and Â."""
+    rng = np.random.default_rng(3)
+    graph = SpatialGraph.from_coordinates(rng.random((1200, 2)), n_neighbors=6, sample=np.arange(1200) // 300)
+    places = torch.from_numpy(rng.random((1200, 2)))[graph.order]
+    features = torch.sin(4 * places @ torch.randn(2, 10, dtype=torch.float64)) + torch.randn(1200, 10)
+    depth = torch.from_numpy(rng.integers(5, 200, 1200).astype(np.float64))
+    return features.float(), depth, graph.normalized()
+
+
+def test_parts_of_the_graph_are_filtered_as_the_whole(sections, monkeypatch):
+    features, depth, adjacency = sections
+    monkeypatch.setattr(module, "_PROBE_ENTRIES", 20_000)
+    whole, fitted = fit_denoise(features, adjacency, 0.1, depth=depth, depth_floor=0.5)
+    assert len(module._parts(adjacency)) == 1
+    monkeypatch.setattr(module, "_LEAST_PART", 400)
+    monkeypatch.setattr(module, "_PART_ENTRIES", 400 * 8)
+    monkeypatch.setattr(module, "_LEAST_COLUMNS", 8)
+    parts = module._parts(adjacency)
+    assert [(rows.start, rows.stop) for rows, _ in parts] == [(0, 600), (600, 1200)]
+    groups = module._column_groups(parts[0][1], 10)
+    assert [(one.start, one.stop) for one in groups] == [(0, 5), (5, 10)]
+    for rows, part in parts:
+        dense = adjacency.coo.to_dense()[rows]
+        assert torch.equal(part.coo.to_dense(), dense[:, rows])
+        assert dense.abs().sum() == dense[:, rows].abs().sum()  # no edge leads out of it
+    found, again = fit_denoise(features, adjacency, 0.1, depth=depth, depth_floor=0.5)
+    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(again.wiener.gain, fitted.wiener.gain, rtol=1e-4)
+    torch.testing.assert_close(again.apply(features, adjacency, depth=depth), found, rtol=0, atol=0)
+
+
+def test_connected_spots_are_one_part(adjacency, monkeypatch):
+    monkeypatch.setattr(module, "_LEAST_PART", 100)
+    ((rows, part),) = module._parts(adjacency)
+    assert (rows.start, rows.stop) == (0, N) and part is adjacency
+
+
+def test_features_given_are_not_changed(adjacency):
+    features = noise()
+    before = features.clone()
+    _, fitted = fit_denoise(features, adjacency, 0.1)
+    fitted.apply(features, adjacency)
+    fit_denoise(features, adjacency, None)
+    assert torch.equal(features, before)

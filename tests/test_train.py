@@ -17,6 +17,7 @@ from amilst_lite.nn.model import (
 )
 from amilst_lite.spatial.graph import SpatialGraph
 from amilst_lite.train import TRAINERS, PublishedTrainer, Trainer, embed
+from amilst_lite.train.loop import Recorder
 
 N, C = 150, 10
 SMALL = NetworkConfig(feature_widths=(16, 6), graph_hidden=8, graph_latent=4)
@@ -245,3 +246,25 @@ def test_losses_are_read_once_per_ten_epochs(section, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "tolist", lambda self: reads.append(len(self)) or original(self))
     result = train(features, graph, short(epochs=25))
     assert len(reads) == 3 and sum(reads) == 25 * (len(result.history) - 1)
+
+
+def test_tiles_are_made_again_when_few_are_kept(section, monkeypatch):
+    features, graph = section
+    expected = train(features, graph, short(batch_size=33), SMALL)
+    monkeypatch.setattr("amilst_lite.train.batches._KEPT_TILES", 2)
+    trainer = Trainer(features, graph, network_config=SMALL, config=short(batch_size=33))
+    found = trainer.run(reconstruct=False)
+    assert torch.equal(found.latent, expected.latent) and found.reconstruction is None
+    assert len(trainer.batches) > 2 and len(trainer.batches._kept) == 2
+    assert trainer.batches.largest == max(batch.size for batch in trainer.batches)
+    starts = [batch.rows.start for batch in trainer.batches]
+    assert starts == sorted(starts) and [batch.rows.start for batch in trainer.batches[1:3]] == starts[1:3]
+
+
+def test_losses_are_in_the_order_of_their_terms():
+    """And not in that of a set, which is another one in each process."""
+    recorder = Recorder(2, None)
+    for names in ("hgf", "hgfedcba"):
+        recorder.add({name: torch.tensor(1.0) for name in names})
+    assert list(recorder.history) == ["epoch", *"hgfedcba"]
+    assert recorder.history["e"] == pytest.approx([math.nan, 1.0], nan_ok=True)

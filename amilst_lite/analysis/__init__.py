@@ -17,6 +17,7 @@ from .. import keys
 from ..errors import InputError
 from .composition import compare_conditions, domain_composition
 from .connectivity import domain_connectivity, tissue_depth
+from .embedding import umap
 from .expression import denoise
 from .markers import marker_genes
 from .neighborhood import border_distances, domain_shapes, neighborhood_enrichment
@@ -36,6 +37,7 @@ __all__ = [
     "run",
     "spatially_variable_genes",
     "tissue_depth",
+    "umap",
 ]
 
 ANALYSES: dict[str, Callable[..., Any]] = {
@@ -95,7 +97,8 @@ def run(
     unused = set(options) - set().union(*accepted.values())
     if unused:
         raise InputError(
-            f"no option {', '.join(map(repr, sorted(unused)))} of {', '.join(names) or 'no analysis'}."
+            f"no option {', '.join(map(repr, sorted(unused)))} of {', '.join(names) or 'no analysis'}; expected some of "
+            f"{', '.join(sorted(set().union(*accepted.values()) - {'adata', 'key_added'})) or 'none'}."
         )
     if "comparison" in names and "condition_key" not in options:
         raise InputError(

@@ -2,15 +2,14 @@
 
 Every gene is compared by the rank-sum test of Wilcoxon (1945) and Mann and Whitney (1947). Its p-values are too
 small where the domains were found in the same counts: domains differ by construction, even in noise. Counts are
-therefore thinned (Neufeld et al., Biostatistics 2024): each is put into one of two halves at random, domains are
-identified again from one half, and their genes are tested in the other, which is independent of the first if the
-counts are Poisson.
+therefore split (Neufeld et al., Biostatistics 2024, JMLR 2024): each is put into one of two halves at random, domains
+are identified again from one half, and their genes are tested in the other, which is independent of the first if the
+counts are negative binomial, with the dispersion that `dispersions` estimates from neighboring spots.
 """
 
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +22,12 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import norm
 
 from .. import keys
-from ..errors import AmilstWarning, InputError
+from ..errors import InputError, muted_warnings
 from ..preprocess import CountRows, NormalizedCounts
 from ..runtime import check_seed
 from ..slots import Labels, counts_of, domains_of, order_of, sections_of
 from ..train.share import thin
+from .dispersion import dispersions
 from .multiple_testing import benjamini_hochberg
 
 __all__ = ["RankSums", "marker_genes", "rank_sums"]
@@ -170,8 +170,10 @@ def marker_genes(
 
     Notes
     -----
-    Every spot counts as one observation, and sections are pooled. The halves of overdispersed counts are not quite
-    independent, so that ``p`` is still somewhat too small there; ``benchmarks/analysis.py`` measures by how much.
+    Every spot counts as one observation, and sections are pooled. The counts of a gene are taken for negative binomial,
+    with one dispersion in all spots, which is estimated from neighboring spots of ``obsm["spatial"]`` (without
+    coordinates, from spots that follow each other). ``benchmarks/analysis.py`` measures how ``p`` is distributed in
+    tissue without domains.
 
     Examples
     --------
@@ -272,18 +274,20 @@ def _identify_again(
             "counts must be integers to be thinned; found others. Put the raw counts into "
             'layers["counts"], or leave out identify for naive p-values only.'
         )
-    order = order_of(adata, sections_of(adata, key_added, None).codes)
+    sections = sections_of(adata, key_added, None).codes
+    order = order_of(adata, sections)
     rank = np.argsort(order)
-    kept, rest = (part[rank] for part in thin(counts[order], share, check_seed(seed)))
+    along = counts[order]
+    dispersion = dispersions(along, sections[order])
+    kept, rest = (part[rank] for part in thin(along, share, check_seed(seed), dispersion))
     names = keys.ResultKeys(key_added)
     results = [column, *names.slots["obs"], *names.analysis_slots["obs"]]
     obs = adata.obs.drop(columns=[name for name in set(results) if name in adata.obs])
     half = ad.AnnData(kept, obs=obs, var=pd.DataFrame(index=adata.var_names))
     if keys.SPATIAL in adata.obsm:
         half.obsm[keys.SPATIAL] = adata.obsm[keys.SPATIAL]
-    with warnings.catch_warnings():
-        # the counts as a whole have been warned of; a spot without counts here may have some
-        warnings.simplefilter("ignore", AmilstWarning)
+    # the counts as a whole have been warned of; a spot without counts here may have some
+    with muted_warnings():
         found = identify(half)
     if column not in half.obs:
         labels: np.ndarray = np.asarray(found)

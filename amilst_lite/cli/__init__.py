@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser.build_parser()
 
 
+def _limited_memory(gib: float | None) -> AbstractContextManager[None]:
+    if gib is None:
+        return nullcontext()
+    from ..runtime import limited_memory  # not at the top: it imports torch
+
+    return limited_memory(gib)
+
+
 def _main(arguments: Sequence[str] | None) -> int:
     from ..errors import AmilstError
 
@@ -77,7 +86,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     console = Console(quiet=options.quiet)
     with console.listening():
         try:
-            return options.call(options, console) or 0
+            with _limited_memory(getattr(options, "memory", None)):
+                return options.call(options, console) or 0
         except (AmilstError, OSError, MemoryError) as error:
             if options.debug:
                 raise

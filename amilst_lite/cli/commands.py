@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import keys
-from ..checkpoint import Checkpoint
 from ..config import PRESETS
 from ..errors import InputError
 from . import interrupt
@@ -23,6 +23,7 @@ from .flags import default_text, flag_of, read_options, setting_fields
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from ..checkpoint import Checkpoint
     from ..estimator import AMILST
 
 _MOST_STAMPS = 10_000
@@ -44,9 +45,11 @@ def run(options: argparse.Namespace, console: Console) -> int:
         if not options.resume:  # once the folder is locked: of an earlier run that nobody continues
             checkpoint.clear()
         try:
-            adata, annotation = _read(options, console)
+            adata, annotation = _read(options, console, checkpoint)
             model = _identify(adata, options, settings, console, checkpoint)
-            summary = _write_results(adata, folder, options, console, annotation, options.input, model)
+            summary = _write_results(
+                adata, folder, options, console, annotation, options.input, model, checkpoint
+            )
         except Exception as error:
             # after a full disk, --resume helps; other errors come again
             if io.disk_error(error, folder) is None:
@@ -94,19 +97,30 @@ def _check_input_flags(options: argparse.Namespace, *others: str) -> None:
         options.sample_key = io.SECTION
 
 
-def _read(options: argparse.Namespace, console: Console) -> tuple[AnnData, str | None]:
+def _read(
+    options: argparse.Namespace, console: Console, checkpoint: Checkpoint | None = None
+) -> tuple[AnnData, str | None]:
     """The input or inputs, and the column with their annotation."""
     from .. import io
 
     console.say(f"reading {', '.join(options.input)}")
     if len(options.input) > 1:
         adata = io.read_sections(
-            options.input, sample_key=options.sample_key, backed=options.backed, **read_options(options)
+            options.input,
+            sample_key=options.sample_key,
+            backed=options.backed,
+            checkpoint=checkpoint,
+            **read_options(options),
         )
         return adata, _annotate_sections(adata, options.annotation, options.sample_key, console)
-    adata = io.read(
-        options.input[0], coordinates=options.coordinates, backed=options.backed, **read_options(options)
+    read = partial(
+        io.read,
+        options.input[0],
+        coordinates=options.coordinates,
+        backed=options.backed,
+        **read_options(options),
     )
+    adata = io.read_once(read, checkpoint, "read")
     return adata, _annotate(adata, options.annotation)
 
 
@@ -165,6 +179,8 @@ def _check_outside(output: str, *inputs: str | None) -> None:
 
 def _checkpoint(options: argparse.Namespace) -> Checkpoint:
     """Of a run: beside its output folder, for these inputs as they are on disk."""
+    from ..checkpoint import Checkpoint
+
     output = Path(options.output).expanduser()
     stamps = []
     for name in (*options.input, options.coordinates):
@@ -183,10 +199,12 @@ def _identify(
     settings: dict[str, Any],
     console: Console,
     checkpoint: Checkpoint | None = None,
-) -> AMILST:
+) -> AMILST | None:
+    """Write the domains into ``adata``; the model, if it can label other sections, without a copy of them."""
     from .. import pipeline
+    from ..estimator import AMILST
 
-    return pipeline.identify_domains(
+    model = pipeline.identify_domains(
         adata,
         options.n_domains,
         seed=options.seed,
@@ -197,6 +215,7 @@ def _identify(
         checkpoint=checkpoint,
         **settings,
     )
+    return None if model.fitted_ is None else AMILST.of(model.fitted_, device=options.device)
 
 
 def _write_results(
@@ -207,6 +226,7 @@ def _write_results(
     annotation: str | None,
     source: Sequence[str],
     model: AMILST | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> dict[str, Any]:
     from .. import results
 
@@ -225,6 +245,7 @@ def _write_results(
         umap=options.umap,
         earlier_warnings=earlier,
         command=options.line,
+        checkpoint=checkpoint,
     )
 
 
@@ -273,6 +294,7 @@ def analyze(options: argparse.Namespace, console: Console) -> None:
         for name, table in tables.items():
             table.to_csv(folder / f"{name}.csv")
         io.write_h5ad(adata, folder / "result.h5ad")
+        _write_record(folder, options)
     console.say(f"Tables written to {options.output}: {', '.join(f'{name}.csv' for name in tables)}")
 
 
@@ -287,7 +309,21 @@ def plot(options: argparse.Namespace, console: Console) -> None:
         names = results.write_figures(
             adata, folder, annotation=annotation, umap=options.umap, suffix=f".{options.format}"
         )
+        _write_record(folder, options)
     console.say(f"Figures written to {options.output}: {', '.join(names)}")
+
+
+def _write_record(folder: Path, options: argparse.Namespace) -> None:
+    """Say what the other files of the folder are; without it, ``--force`` refuses to replace them."""
+    from .. import io, results, runtime
+
+    record = {
+        "command": options.line,
+        "input": Path(options.input).name,
+        "versions": runtime.versions(),
+        "files": sorted([*(path.name for path in folder.iterdir()), io.RECORD]),
+    }
+    (folder / io.RECORD).write_text(results.to_json(record) + "\n", encoding="utf-8")
 
 
 def info(options: argparse.Namespace, console: Console) -> None:

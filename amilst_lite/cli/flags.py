@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -44,10 +45,12 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Where it runs, and what is written."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--force", action="store_true", help="replace the whole folder of an earlier run")
-    parser.add_argument("--umap", action="store_true", help="draw a UMAP (extra umap; 10 s or more)")
+    parser.add_argument(
+        "--umap", action="store_true", help="compute and draw a UMAP (extra umap; 10 s or more)"
+    )
 
 
-_READ_OPTIONS = ("platform", "genome", "bin_size", "layer", "table")
+_READ_OPTIONS = ("platform", "genome", "bin_size", "layer", "table", "coordinate_system")
 
 
 def add_reading_flags(parser: argparse.ArgumentParser) -> None:
@@ -61,13 +64,24 @@ def add_reading_flags(parser: argparse.ArgumentParser) -> None:
         "--bin-size", type=int, metavar="N", help="Visium HD: µm; Stereo-seq: spots of the chip"
     )
     parser.add_argument("--layer", metavar="NAME", help="AnnData, SpatialData: layer with the counts, or raw")
-    parser.add_argument("--table", metavar="NAME", help="SpatialData: one of several tables")
+    parser.add_argument(
+        "--table",
+        metavar="NAME",
+        help="SpatialData: one of several tables; also --coordinate-system NAME",
+    )
+    parser.add_argument("--coordinate-system", metavar="NAME", help=argparse.SUPPRESS)  # it needs two lines
     parser.add_argument(
         "--backed",
         action="store_const",
         const=True,
         default="auto",
-        help="read the counts from disk in blocks (h5ad, 10x h5; automatic from a third of the memory)",
+        help="read the counts from disk in blocks (h5ad, 10x h5; automatic from half of --memory)",
+    )
+    parser.add_argument(
+        "--memory",
+        type=checked_memory,
+        metavar="GIB",
+        help="memory that may be used; a run that needs more is refused (default: all of the machine)",
     )
 
 
@@ -124,6 +138,17 @@ def checked_path(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("expected a name, found an empty string")
     return text
+
+
+def checked_memory(text: str) -> float:
+    """The converter of amounts of memory."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of GiB > 0, found {text!r}")
+    return value
 
 
 def checked_seed(text: str) -> int:

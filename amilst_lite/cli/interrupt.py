@@ -86,6 +86,13 @@ def interruptible(show: Callable[[str], None]) -> Iterator[None]:
             signal.signal(one, signal.SIG_IGN)
         raise Interrupted(number)
 
+    def unraisable(lost: Any) -> None:
+        # In a finalizer or the callback of a weak reference, Python shows an exception and goes on; the second thread
+        # then ends the process.
+        if not isinstance(lost.exc_value, Interrupted):
+            shown_otherwise(lost)
+
+    shown_otherwise, sys.unraisablehook = sys.unraisablehook, unraisable
     earlier = {number: signal.signal(number, interrupt) for number in numbers}
     wakeup = signal.set_wakeup_fd(outgoing, warn_on_full_buffer=False)
     watcher = threading.Thread(target=watch, name="amilst-signals", daemon=True)
@@ -100,3 +107,4 @@ def interruptible(show: Callable[[str], None]) -> Iterator[None]:
         os.close(incoming)
         for number, handler in earlier.items():
             signal.signal(number, handler)
+        sys.unraisablehook = shown_otherwise

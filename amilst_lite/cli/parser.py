@@ -37,9 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "-k", "--n-domains", type=int, metavar="K", help="number of domains (default: by held-out spots)"
     )
-    run.add_argument(
-        "--resume", action="store_true", help="continue the same run after it was killed; long runs only"
-    )
+    run.add_argument("--resume", action="store_true", help="continue the same run after it was killed")
     add_method_flags(run)
     add_run_flags(run)
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from ..runtime import standard_math, threads_for
+from ..runtime import n_threads, standard_math, threads_for, use_threads
 
 T = TypeVar("T")
 
@@ -29,12 +29,12 @@ def block_threads() -> Iterator[None]:
     where other programs occupy a core, this was up to a hundred times slower. Sums over blocks do not
     depend on the number of threads.
     """
-    workers = torch.get_num_threads()
+    workers = n_threads()
     with standard_math(), threads_for(0):
         if workers == 1:
             yield
             return
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(workers, initializer=use_threads, initargs=(1,)) as pool:
             token = _POOL.set(pool)
             try:
                 yield

@@ -22,7 +22,7 @@ full               VVV     one matrix per component          products i <= j
 
 Sources: Banfield and Raftery 1993; Celeux and Govaert 1995 (the models); Dempster et al. 1977 (EM).
 Shapes: R restarts, K components, n rows, d columns, F features. Parameters are small: they are computed in
-float64 on the CPU, also when the rows are on a GPU.
+float64, on the device of the rows.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def count_parameters(model: str, n_components: int, n_features: int) -> int:
 
 @dataclass
 class Parameters:
-    """Parameters of R mixtures in the working scale, float64 on the CPU.
+    """Parameters of R mixtures in the working scale, float64 on one device.
 
     weights (R, K); means (R, K, d); covariances (R,), (R, K), (R, d), (R, K, d), (R, d, d) or
     (R, K, d, d) in the order of the table above.
@@ -85,10 +85,12 @@ class Parameters:
     covariances: torch.Tensor
 
     def __getitem__(self, restarts: torch.Tensor) -> Parameters:
-        """A copy of these restarts."""
+        """A copy of these restarts, whose numbers may be on the CPU."""
+        restarts = restarts.to(self.weights.device)
         return Parameters(self.weights[restarts], self.means[restarts], self.covariances[restarts])
 
     def __setitem__(self, restarts: torch.Tensor, other: Parameters) -> None:
+        restarts = restarts.to(self.weights.device)
         self.weights[restarts] = other.weights
         self.means[restarts] = other.means
         self.covariances[restarts] = other.covariances
@@ -155,7 +157,8 @@ class WorkingScale:
     def to_data(self, parameters: Parameters, model: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Weights, means and covariances of the only mixture in ``parameters``, in the units of the data."""
         weights, means, covariances = (
-            values[0].numpy() for values in (parameters.weights, parameters.means, parameters.covariances)
+            values[0].cpu().numpy()
+            for values in (parameters.weights, parameters.means, parameters.covariances)
         )
         back = self.backward
         if model in ("tied", "full"):
@@ -178,7 +181,7 @@ class Setting:
     n : int
         Rows.
     scatter : torch.Tensor of shape (d, d)
-        Sum over the working rows of z zᵀ, float64 on the CPU.
+        Sum over the working rows of z zᵀ, float64 on the device of the parameters.
     reg : float
         Added to the variances, whose working scale is 1.
     prior : float or torch.Tensor of shape (R,)
@@ -196,20 +199,30 @@ class Setting:
 
     def __post_init__(self) -> None:
         self.shrinks = bool((torch.as_tensor(self.prior) > 0).any())
+        device = self.scatter.device
+        if isinstance(self.prior, torch.Tensor):
+            self.prior = self.prior.to(device)
         forward, backward = torch.from_numpy(self.scale.forward), torch.from_numpy(self.scale.backward)
         # in working coordinates: the unit sphere of the data, and the metric of their variance
-        self.metric = backward @ backward.T
+        metric = backward @ backward.T
         complete = forward.shape[0] == forward.shape[1]
         # where directions are omitted, forward also measures what lies in them
-        self.sphere = forward.T @ forward if complete else torch.linalg.inv(self.metric)
-        self.sphere_log_det = torch.logdet(self.sphere)
+        sphere = forward.T @ forward if complete else torch.linalg.inv(metric)
+        self.metric, self.sphere = metric.to(device), sphere.to(device)
+        self.sphere_log_det = float(torch.logdet(sphere))
+        if self.model == "full":
+            first, second = pairs(self.d)
+            # an entry above the diagonal counts twice
+            share = torch.where(first == second, -0.5, torch.where(first < second, -1.0, 0.0)).double()
+            self.pairs = first.to(device), second.to(device)
+            self.share, self.position = share.to(device), unpacked(self.d).to(device)
 
     def __getitem__(self, restarts: torch.Tensor) -> Setting:
         """The setting of these restarts."""
         if not isinstance(self.prior, torch.Tensor):
             return self
         chosen = copy(self)
-        chosen.prior = self.prior[restarts]
+        chosen.prior = self.prior[restarts.to(self.prior.device)]
         return chosen
 
     @property
@@ -227,7 +240,7 @@ def maximize(moments: torch.Tensor, setting: Setting) -> Parameters:
     products = moments[..., d + 1 :]
     weighted = counts[..., None] * means  # (R, K, d)
     if model == "full":
-        second = products[..., unpacked(d)] / counts[..., None, None]
+        second = products[..., setting.position] / counts[..., None, None]
         covariances = second - means[..., :, None] * means[..., None, :]
     elif model == "diag":
         covariances = products / counts[..., None] - means.square()
@@ -254,21 +267,32 @@ def _shrink(covariances: torch.Tensor, counts: torch.Tensor, setting: Setting) -
         sphere, counts = setting.sphere.diagonal(), counts[..., None]
     else:
         return covariances
-    prior = torch.as_tensor(setting.prior, dtype=counts.dtype).reshape(-1, *(1,) * (counts.ndim - 1))
+    prior = setting.prior
+    if isinstance(prior, torch.Tensor):
+        prior = prior.reshape(-1, *(1,) * (counts.ndim - 1))
     return (counts * covariances + prior * variance * sphere) / (counts + prior)
 
 
 def _regularize(covariances: torch.Tensor, setting: Setting) -> torch.Tensor:
-    """Add the regularization; raise variances that rounding in float32 has left below it."""
-    reg = setting.reg
+    """Add the regularization; negative variances are raised to it, negative eigenvalues by `repair`."""
     if setting.model not in ("tied", "full"):
-        return covariances.clamp(min=0) + reg
-    covariances.diagonal(dim1=-2, dim2=-1).add_(reg)
+        return covariances.clamp(min=0) + setting.reg
+    covariances.diagonal(dim1=-2, dim2=-1).add_(setting.reg)
+    return covariances
+
+
+def repair(parameters: Parameters, setting: Setting) -> None:
+    """Raise eigenvalues of covariances that rounding in float32 has left below the regularization; in place.
+
+    Needed where `natural` gives an objective that is not a number, and before `precisions_cholesky`.
+    """
+    if setting.model not in ("tied", "full"):
+        return
+    covariances = parameters.covariances
     failed = torch.linalg.cholesky_ex(covariances).info > 0
     if bool(failed.any()):
         values, vectors = torch.linalg.eigh(covariances[failed])
-        covariances[failed] = (vectors * values.clamp(min=reg)[..., None, :]) @ vectors.mT
-    return covariances
+        covariances[failed] = (vectors * values.clamp(min=setting.reg)[..., None, :]) @ vectors.mT
 
 
 def natural(parameters: Parameters, setting: Setting) -> tuple[torch.Tensor, torch.Tensor]:
@@ -276,13 +300,15 @@ def natural(parameters: Parameters, setting: Setting) -> tuple[torch.Tensor, tor
 
     The latter is the sum of h(x) over the rows, plus the change of scale of the density to the units of
     the data, minus the prior's penalty: ``prior`` times the Kullback-Leibler divergence of the spherical
-    covariance of equal trace from that of the component (summed over the components unless shared).
+    covariance of equal trace from that of the component (summed over the components unless shared). It is not a
+    number where a covariance is not positive definite, see `repair`: nothing here waits for a GPU.
     """
     model, d = setting.model, setting.d
     weights, means, covariances = parameters.weights, parameters.means, parameters.covariances
     constant = torch.full_like(weights[:, 0], setting.n * setting.scale.log_volume)
     if model in ("tied", "full"):
-        cholesky = torch.linalg.cholesky(covariances)
+        cholesky, info = torch.linalg.cholesky_ex(covariances)
+        constant.masked_fill_((info.view(len(weights), -1) > 0).any(1), torch.nan)
         log_det = 2 * cholesky.diagonal(dim1=-2, dim2=-1).log().sum(-1)  # (R,) or (R, K)
         precision = torch.cholesky_inverse(cholesky)
         if model == "tied":
@@ -290,10 +316,7 @@ def natural(parameters: Parameters, setting: Setting) -> tuple[torch.Tensor, tor
             constant -= 0.5 * (precision * setting.scatter).sum((1, 2))
         else:
             linear = (precision @ means[..., None])[..., 0]
-            first, second = pairs(d)
-            # an entry above the diagonal counts twice
-            share = torch.where(first == second, -0.5, torch.where(first < second, -1.0, 0.0)).double()
-            quadratic = precision[..., first, second] * share
+            quadratic = precision[..., setting.pairs[0], setting.pairs[1]] * setting.share
     else:
         shape = {"tied_spherical": (-1, 1, 1), "spherical": (*weights.shape, 1), "tied_diag": (-1, 1, d)}
         variances = covariances.reshape(shape.get(model, covariances.shape))
@@ -328,7 +351,7 @@ def _penalty(
         variance = (covariances * setting.metric.diagonal()).sum(-1) / d
         trace = (precision.reshape(covariances.shape) * setting.sphere.diagonal()).sum(-1)
     else:
-        return torch.zeros(len(covariances), dtype=covariances.dtype)
+        return torch.zeros_like(log_det[..., 0] if log_det.ndim > 1 else log_det)
     sphere_log_det = setting.sphere_log_det + d * variance.log()
     divergence = 0.5 * (log_det - sphere_log_det + variance * trace - d)
     return setting.prior * divergence.reshape(len(covariances), -1).sum(1)

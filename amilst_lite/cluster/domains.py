@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
+from ..checkpoint import Checkpoint
 from ..config import ClusterConfig
-from ..errors import AmilstWarning, InputError
+from ..errors import InputError, TrainingDivergedError, warn
 from .kmeans import KMeans
 from .leiden import leiden, neighbor_graph, neighbor_vote
-from .shrinkage import Evidence, FittedAverage, fit_average
+from .shrinkage import Evidence, FittedAverage, PrincipalAxes, fit_average
 
 __all__ = ["Domains", "find_domains"]
 
@@ -48,6 +49,15 @@ class Domains:
         """Probability of the domain of each spot: (N,) float32."""
         return self.probabilities[np.arange(len(self.labels)), self.labels]
 
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> Domains:
+        """The domains of which a `Checkpoint` has kept the fields."""
+        evidence, mixture = fields["evidence"], fields["mixture"]
+        if mixture is not None:
+            mixture = FittedAverage(**{**mixture, "axes": PrincipalAxes(**mixture["axes"])})
+        evidence = None if evidence is None else Evidence(**evidence)
+        return cls(fields["labels"], fields["probabilities"], evidence, mixture)
+
 
 def find_domains(
     embedding: np.ndarray | torch.Tensor,
@@ -56,6 +66,7 @@ def find_domains(
     *,
     seed: int = 0,
     device: str | torch.device = "cpu",
+    checkpoint: Checkpoint | None = None,
 ) -> Domains:
     """Cluster an embedding into K domains.
 
@@ -72,6 +83,8 @@ def find_domains(
         In [0, 2**32); for the random starts.
     device : str or torch.device
         Device of the mixture or k-means.
+    checkpoint : Checkpoint, optional
+        Keeps parts of the mixture.
 
     Returns
     -------
@@ -83,6 +96,8 @@ def find_domains(
         The embedding has fewer distinct rows than K.
     MissingExtraError
         The method is Leiden and igraph is not installed.
+    TrainingDivergedError
+        Probabilities of the mixture are not finite.
 
     Warns
     -----
@@ -112,9 +127,15 @@ def find_domains(
             n_init=config.n_init,
             seed=seed,
             device=device,
+            checkpoint=checkpoint,
         )
         labels, probabilities = average.labels, average.probabilities
         evidence, mixture = average.evidence, average.fitted
+        if not np.isfinite(probabilities.sum(dtype=np.float64)):
+            raise TrainingDivergedError(
+                f"the mixture of {n_domains} domains has probabilities that are not finite. Check the embedding for "
+                "extreme values, or set fewer domains (--n-domains)."
+            )
     else:
         graph = neighbor_graph(embedding, _NEIGHBORS, seed)
         if config.method == "leiden":
@@ -125,11 +146,9 @@ def find_domains(
         probabilities = neighbor_vote(graph, labels, n_domains)
     sizes = np.bincount(labels, minlength=n_domains)
     if (sizes == 0).any():
-        warnings.warn(
+        warn(
             f"{(sizes == 0).sum()} of {n_domains} domains have no spots. Set fewer domains (--n-domains) or "
-            "more random restarts (--n-init).",
-            AmilstWarning,
-            stacklevel=2,
+            "more random restarts (--n-init)."
         )
     by_size = np.argsort(-sizes, kind="stable")
     if mixture is not None:

@@ -99,8 +99,7 @@ class Rows:
     ) -> list[torch.Tensor]:
         """Sums of ``function(block, phi)`` over blocks of observations, with their phi (F, b).
 
-        ``n_rows`` is the number of rows of the largest temporary in ``function``. The sums are float64 on
-        the CPU.
+        ``n_rows`` is the number of rows of the largest temporary in ``function``. The sums are float64.
         """
         phi = self._cached.get(dtype)
         if phi is None and self.model not in TIED and self.n * self.width <= _CACHED_ELEMENTS:
@@ -112,12 +111,7 @@ class Rows:
                 return function(block, phi[:, block].contiguous())
             return function(block, features(self.base[:, block].to(dtype).contiguous(), self.model))
 
-        sums = sum_over_blocks(of_block, self.n, max(n_rows, self.width), self.base.device)
-        if self.base.device.type == "cpu":
-            return list(sums)
-        # one transfer, and so one wait for the device
-        parts = torch.cat([total.flatten() for total in sums]).cpu().split([total.numel() for total in sums])
-        return [part.view(total.shape) for part, total in zip(parts, sums, strict=True)]
+        return list(sum_over_blocks(of_block, self.n, max(n_rows, self.width), self.base.device))
 
     def expect(self, eta: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """The E step for natural parameters ``eta`` (R, K, F), in one pass over the rows.
@@ -125,11 +119,11 @@ class Rows:
         Returns
         -------
         moments : torch.Tensor of shape (R, K, F)
-            Responsibilities times phi, summed over the rows; float64 on the CPU.
+            Responsibilities times phi, summed over the rows; float64.
         log_norm : torch.Tensor of shape (R,)
             Logarithms of the sums over k of exp(eta_k · phi), summed over the rows.
         """
-        flat = eta.reshape(-1, eta.shape[-1]).to(dtype).to(self.base.device)
+        flat = eta.reshape(-1, eta.shape[-1]).to(dtype)
 
         def of_block(_: slice, phi: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             joint = (flat @ phi).view(*eta.shape[:2], -1)  # (R, K, b)

@@ -6,7 +6,6 @@ Sohler 2019 (swaps of one center, which leave poor local optima).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 
-from ..errors import AmilstWarning, InputError
+from ..errors import InputError, warn
 from ..runtime import make_generator, resolve_device
 from ..validation import check_fitted, check_number, check_random_state, check_tensor
 from .blocks import affine, block_threads, column_moments, over_blocks, sum_over_blocks
@@ -323,12 +322,10 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             n_empty = self._settle(matrix)
         self._n_features_out = self.n_clusters
         if n_empty:
-            warnings.warn(
+            warn(
                 f"Expected at least n_clusters={self.n_clusters} distinct rows; found "
                 f"{self.n_clusters - n_empty}. The other clusters are empty. Set n_clusters to "
-                f"{self.n_clusters - n_empty} or less.",
-                AmilstWarning,
-                stacklevel=2,
+                f"{self.n_clusters - n_empty} or less."
             )
         return self
 

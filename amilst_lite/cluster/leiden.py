@@ -6,17 +6,19 @@ Needs the optional package igraph (extra ``leiden``), imported where used.
 from __future__ import annotations
 
 import random
-import warnings
+import threading
 
 import numpy as np
 from scipy import sparse
 
-from ..errors import AmilstWarning, InputError, MissingExtraError
+from ..errors import InputError, MissingExtraError, warn
 from ..spatial.neighbors import nearest_neighbors
 
 __all__ = ["leiden", "neighbor_graph", "neighbor_vote"]
 
 _BISECTIONS = 25
+_ONE_AT_A_TIME = threading.Lock()
+"""Held by searches, which take random numbers from the generator of the process."""
 
 
 def neighbor_graph(embedding: np.ndarray, n_neighbors: int = 20, seed: int = 0) -> sparse.csr_matrix:
@@ -92,13 +94,15 @@ def leiden(graph: sparse.csr_matrix, n_clusters: int, embedding: np.ndarray, see
 
     def partition(resolution: float) -> np.ndarray:
         # igraph has one generator per process: set ours, then restore its default
-        igraph.set_random_number_generator(random.Random(seed))
-        try:
-            communities = network.community_leiden(
-                objective_function="modularity", weights=upper.data, resolution=resolution, n_iterations=4
-            )
-        finally:
-            igraph.set_random_number_generator(random)
+        with _ONE_AT_A_TIME:
+            # repeatable, not secret
+            igraph.set_random_number_generator(random.Random(seed))  # nosec B311
+            try:
+                communities = network.community_leiden(
+                    objective_function="modularity", weights=upper.data, resolution=resolution, n_iterations=4
+                )
+            finally:
+                igraph.set_random_number_generator(random)
         return np.asarray(communities.membership, dtype=np.int64)
 
     finer: np.ndarray | None = None
@@ -123,11 +127,9 @@ def leiden(graph: sparse.csr_matrix, n_clusters: int, embedding: np.ndarray, see
             f"Expected {n_clusters} communities; Leiden finds at most {labels.max() + 1} among {len(labels)} "
             'spots. Set fewer domains (--n-domains), or use method "gmm".'
         )
-    warnings.warn(
+    warn(
         f"No resolution of Leiden gives exactly {n_clusters} communities; the closest pairs of "
-        f"{finer.max() + 1} communities were merged.",
-        AmilstWarning,
-        stacklevel=2,
+        f"{finer.max() + 1} communities were merged."
     )
     return _merge_nearest(finer, embedding, n_clusters)
 

@@ -10,7 +10,6 @@ then a long one); Fraley and Raftery 2002 (mclust).
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, DensityMixin
 
-from ..errors import AmilstWarning, InputError
+from ..errors import InputError, warn
 from ..runtime import make_generator, resolve_device
 from ..validation import check_fitted, check_number, check_random_state, check_tensor
 from . import covariance as models
@@ -214,11 +213,9 @@ class GaussianMixture(DensityMixin, BaseEstimator):
             if finished[-1][0] == self.n_components:
                 return labels
         most, fits = max(finished, key=lambda pair: pair[0])  # the first of equals
-        warnings.warn(
+        warn(
             f"Only {most} of n_components={self.n_components} components are the most probable one of any row. "
-            "Set fewer components or more restarts (n_init).",
-            AmilstWarning,
-            stacklevel=4,
+            "Set fewer components or more restarts (n_init)."
         )
         return self._set_fitted(fits, setting, matrix)
 
@@ -234,7 +231,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
     def setting(self, base: torch.Tensor, model: str, scale: WorkingScale) -> Setting:
         """The constants of EM for rows in the working scale."""
         working = base[1:].T
-        second = scatter(working, working.new_zeros(working.shape[1])).cpu()
+        second = scatter(working, working.new_zeros(working.shape[1]))
         return Setting(model, len(working), second, self.reg_covar, self.covariance_prior, scale)
 
     def _search(
@@ -269,7 +266,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
                     rows, parameters[candidates], setting, steps, tol[candidates], torch.float32, generator
                 )
                 parameters[candidates] = fits.parameters
-                results[candidates] = fits.objective
+                results[candidates] = fits.objective.cpu()
                 left -= steps
             candidates = _best(results, candidates, -(-len(candidates) // share), always=n_agglomerated)
         self.restart_log_likelihoods_ = results.numpy()
@@ -448,28 +445,46 @@ def em(
     """Expectation-maximization for a batch of R mixtures, each until its objective hardly changes.
 
     The restarts differ in their parameters only: one matrix product serves them all, and those that have
-    converged leave the batch. They stop when ``|change| < tol (1 + |objective|)``, with ``tol`` (R,).
+    converged leave the batch. They stop when ``|change| < tol (1 + |objective|)``, with ``tol`` (R,). Components
+    of too few rows start again elsewhere. The host waits for a GPU once in a step, at its end.
     """
-    n_restarts = len(start.weights)
+    n_restarts, device = len(start.weights), start.weights.device
     active = torch.arange(n_restarts)
     fits = _Fits(
         start[active],
-        torch.full((n_restarts,), -torch.inf, dtype=torch.float64),
+        torch.full((n_restarts,), -torch.inf, dtype=torch.float64, device=device),
         torch.zeros(n_restarts, dtype=torch.long),
         torch.zeros(n_restarts, dtype=torch.bool),
     )
-    for _ in range(max_iter):
-        moments, objective = _e_step(rows, fits.parameters[active], setting[active], dtype)
-        parameters, reseeded = _m_step(rows, moments, setting[active], generator)
-        change = (objective - fits.objective[active]).abs()
-        done = (change < tol[active] * (1 + objective.abs())) & ~reseeded
-        fits.parameters[active] = parameters
-        fits.objective[active] = objective
-        fits.steps[active] += 1
-        fits.converged[active] = done
-        active = active[~done]
-        if len(active) == 0:
-            break
+    parameters, objective, tol = start[active], fits.objective.clone(), tol.to(device)
+    for step in range(1, max_iter + 1):
+        moments, now = _e_step(rows, parameters, setting, dtype)
+        following = models.maximize(moments, setting)
+        dead = moments[..., 0] < _least_count(setting, moments.shape[1])
+        small_change = (now - objective).abs() < tol * (1 + now.abs())
+        # all that the host has to know, in the only wait for the device
+        done, reseeded, failed = torch.stack([small_change, dead.any(1), now.isnan()]).cpu()
+        if bool(failed.any()):  # rounding has left a covariance that is not one: this step repairs it
+            places = torch.nonzero(failed).flatten()
+            models.repair(parameters, setting)
+            following[places] = parameters[places]
+            now[places] = objective[places]
+        if bool(reseeded.any()):
+            _reseed(following, dead, rows, setting, generator)
+        parameters, objective = following, now
+        done &= ~reseeded
+        if step == max_iter or bool(done.any()):
+            leaving = torch.nonzero(done | (step == max_iter)).flatten()
+            fits.parameters[active[leaving]] = parameters[leaving]
+            fits.objective[active[leaving].to(device)] = objective[leaving.to(device)]
+            fits.steps[active[leaving]] = step
+            fits.converged[active[leaving]] = done[leaving]
+            staying = torch.nonzero(~done).flatten()
+            if step == max_iter or len(staying) == 0:
+                break
+            active, parameters, setting = active[staying], parameters[staying], setting[staying]
+            objective, tol = objective[staying.to(device)], tol[staying.to(device)]
+    models.repair(fits.parameters, setting)
     return fits
 
 
@@ -481,31 +496,13 @@ def _e_step(
     Returns
     -------
     moments : torch.Tensor of shape (R, K, F)
-        Responsibilities times phi, summed over the rows; float64 on the CPU.
+        Responsibilities times phi, summed over the rows; float64.
     objective : torch.Tensor of shape (R,)
         Log-likelihood minus the prior's penalty, of ``parameters``.
     """
     eta, constant = models.natural(parameters, setting)
     moments, log_norm = rows.expect(eta, dtype)
     return moments, log_norm + constant
-
-
-def _m_step(
-    rows: Rows, moments: torch.Tensor, setting: Setting, generator: torch.Generator
-) -> tuple[Parameters, torch.Tensor]:
-    """Parameters that maximize the expected objective; components of too few rows start again elsewhere.
-
-    Returns
-    -------
-    parameters : Parameters
-    reseeded : torch.Tensor of shape (R,)
-        Whether a component of the mixture was reseeded.
-    """
-    parameters = models.maximize(moments, setting)
-    dead = moments[..., 0] < _least_count(setting, moments.shape[1])
-    if bool(dead.any()):
-        _reseed(parameters, dead, rows, setting, generator)
-    return parameters, dead.any(1)
 
 
 def _least_count(setting: Setting, n_components: int) -> float:
@@ -521,7 +518,7 @@ def _reseed(
 ) -> None:
     """Move the ``dead`` components (R, K) to random rows, with the mean covariance of the others; in place."""
     chosen = torch.randint(rows.n, (int(dead.sum()),), generator=generator)
-    parameters.means[dead] = rows.base[1:, chosen.to(rows.base.device)].T.cpu().double()
+    parameters.means[dead] = rows.base[1:, chosen.to(rows.base.device)].T.double()
     share = parameters.weights * ~dead
     parameters.weights[dead] = 1 / dead.shape[1]
     parameters.weights /= parameters.weights.sum(1, keepdim=True)

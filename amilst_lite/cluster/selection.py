@@ -8,14 +8,15 @@ Towards its maximum it is flat: the smallest number within 0.8 nats a spot of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 
+from ..checkpoint import Checkpoint
 from ..config import ClusterConfig
 from ..errors import InputError
 from ..runtime import spawn_seeds
@@ -51,20 +52,6 @@ class Selection:
     runners_up: tuple[int, ...]
     table: pd.DataFrame
 
-    def to_arrays(self) -> dict[str, Any]:
-        """The state as arrays; see `from_arrays`."""
-        return {
-            "n_domains": np.array(self.n_domains),
-            "runners_up": np.array(self.runners_up, dtype=np.int64),
-            "table": {name: self.table[name].to_numpy() for name in self.table.columns},
-        }
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, Any]) -> Selection:
-        """The selection of `to_arrays`."""
-        runners_up = tuple(int(number) for number in arrays["runners_up"])
-        return cls(int(arrays["n_domains"]), runners_up, pd.DataFrame(arrays["table"]))
-
 
 def select_n_domains(
     embedding: np.ndarray,
@@ -74,6 +61,7 @@ def select_n_domains(
     seed: int = 0,
     device: str | torch.device = "cpu",
     callback: Callable[[int, int], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Selection:
     """Choose the number of domains by the mixture's likelihood of held-out blocks.
 
@@ -93,6 +81,8 @@ def select_n_domains(
         Device of the mixtures.
     callback : callable, optional
         Called with (number tried, number of candidates) after each.
+    checkpoint : Checkpoint, optional
+        Keeps the likelihood of each candidate.
 
     Returns
     -------
@@ -104,6 +94,7 @@ def select_n_domains(
         No candidate is usable.
     """
     config = ClusterConfig() if config is None else config
+    checkpoint = Checkpoint() if checkpoint is None else checkpoint
     n_spots = len(embedding)
     usable = sorted({int(k) for k in candidates if 2 <= k <= max(3, n_spots // 10)})
     if not usable or n_spots < 20:
@@ -118,9 +109,12 @@ def select_n_domains(
     near = np.arange(len(shares))  # shares tried: all at first, then those next to the last best
     rows: list[dict[str, float]] = []
     for place, k in enumerate(usable):
-        likelihood, agreement = held_out(
-            rotated, k, shares[near].tolist(), covariance_type=config.covariance_type,
-            n_init=max(1, config.n_init // 2), seed=spawn_seeds(seed, 1)[0], device=device,
+        likelihood, agreement = checkpoint.stage(
+            f"selection-{k}",
+            partial(
+                held_out, rotated, k, shares[near].tolist(), covariance_type=config.covariance_type,
+                n_init=max(1, config.n_init // 2), seed=spawn_seeds(seed, 1)[0], device=device,
+            ),
         )  # fmt: skip
         best = int(np.argmax(likelihood))
         rows.append(

@@ -16,12 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import brentq, linear_sum_assignment
 
+from ..checkpoint import Checkpoint
 from ..errors import InputError
 from ..runtime import make_generator, resolve_device, spawn_seeds
 from ..validation import check_model_arrays
@@ -55,9 +57,11 @@ _MOST_ROWS = 20_000
 """Of more spots, evenly spaced blocks are compared, and only the best share of each number of columns is used."""
 _TOL = 1e-6
 _STEPS, _KEPT = (12, 60), 3
-"""EM steps of all restarts, and of the ``_KEPT`` best of them."""
+"""EM steps of all restarts, and of the ``_KEPT`` best of them. Fewer steps of all cost accuracy."""
 _FULL_STEPS = 20
 """EM steps on all rows, where there are more than `_MOST_ROWS`."""
+_ALL_ROWS = 1_000_000
+"""Of more rows, mixtures are fitted to so many, in evenly spaced blocks, and applied to so many at a time."""
 
 Density = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Weights (K,), means (K, d) and Cholesky factors of the precisions of a mixture of d leading columns."""
@@ -111,8 +115,11 @@ class PrincipalAxes:
     def of(cls, X: np.ndarray, most: int | None = None) -> PrincipalAxes:
         """Those of the rows (N, C), float32 or float64; the leading ``most`` if given."""
         mean = X.mean(0, dtype=np.float64).astype(X.dtype)
-        centered = X - mean
-        values, vectors = np.linalg.eigh(np.asarray(centered.T @ centered, dtype=np.float64))
+        scatter = np.zeros((X.shape[1], X.shape[1]))
+        for rows in _slices(len(X)):
+            centered = X[rows] - mean
+            scatter += centered.T @ centered
+        values, vectors = np.linalg.eigh(scatter)
         kept = np.flatnonzero(values > 1e-7 * max(values[-1], 1e-300))[::-1][:most]
         axes = vectors[:, kept]
         # signs that do not depend on the library
@@ -194,13 +201,12 @@ class FittedAverage:
                 f"expected rows of {len(self.axes.mean)} columns, as in training; found shape {np.shape(X)}."
             )
         resolved = resolve_device(device)
-        rotated = torch.from_numpy(self.axes.rotate(X))
         with block_threads():
-            average = self.average(rotated, resolved)
-        return _tempered(_logarithm(average), self.temperature)[:, self.order]
+            average = self.average(X, resolved)
+        return _temper(average, self.temperature)[:, self.order]
 
-    def average(self, rotated: torch.Tensor, device: torch.device) -> np.ndarray:
-        """The weighted mean of the posteriors for rotated rows (N, D): (N, K), float32.
+    def average(self, X: np.ndarray, device: torch.device) -> np.ndarray:
+        """The weighted mean of the posteriors for rows (N, C): (N, K), float32.
 
         Its columns are the components of the average, before `order` and `temperature`.
         """
@@ -209,12 +215,17 @@ class FittedAverage:
         for fit, weight in enumerate(self.weights):
             mixing[fit, np.arange(n_components), self.target[fit]] = weight
         matrix = torch.from_numpy(mixing.reshape(-1, n_components)).to(device)
-        posteriors = _posteriors(rotated, self.densities, self.covariance_type, device)
-        width = n_fits * n_components + rotated.shape[1]
-        parts = over_blocks(
-            lambda rows: (posteriors(rows) @ matrix).float().cpu(), len(rotated), width, device
-        )
-        return torch.cat(list(parts)).numpy()
+        average = np.empty((len(X), n_components), np.float32)
+        for rows in _slices(len(X)):
+            rotated = torch.from_numpy(self.axes.rotate(X[rows]))
+            posteriors = _posteriors(rotated, self.densities, self.covariance_type, device)
+            width = n_fits * n_components + rotated.shape[1]
+            at = rows.start
+            averaged = partial(_averaged, posteriors, matrix)
+            for part in over_blocks(averaged, len(rotated), width, device):
+                average[at : at + len(part)] = part.numpy()
+                at += len(part)
+        return average
 
     def reordered(self, order: np.ndarray) -> FittedAverage:
         """The same with column ``order[j]`` of the probabilities as column j; ``order``: (K,)."""
@@ -337,6 +348,7 @@ def fit_average(
     n_init: int = 32,
     seed: int = 0,
     device: str | torch.device = "cpu",
+    checkpoint: Checkpoint | None = None,
 ) -> MixtureAverage:
     """The average of the mixtures that the held-out likelihood supports.
 
@@ -354,12 +366,16 @@ def fit_average(
         Random restarts on the whole section; half as many on each half of the blocks.
     seed : int
     device : str or torch.device
+    checkpoint : Checkpoint, optional
+        Keeps what was found for each number of columns.
     """
+    checkpoint = Checkpoint() if checkpoint is None else checkpoint
     resolved = resolve_device(device)
     model = models.canonical_model(covariance_type)
     axes = PrincipalAxes.of(X)
-    rotated = torch.from_numpy(axes.rotate(X))
-    n, d = rotated.shape
+    n = len(X)
+    rotated = torch.from_numpy(axes.rotate(X if n <= _ALL_ROWS else X[_evenly_spaced(n, _ALL_ROWS)]))
+    d = rotated.shape[1]
     columns = np.unique([max(1, round(share * d)) for share in COLUMNS])
     shares = np.array(SHARES if shrinkage is None else (shrinkage,))
     seeds = spawn_seeds(seed, 2 * len(columns))
@@ -367,9 +383,12 @@ def fit_average(
     weights = np.zeros_like(likelihood)
     tried = np.arange(len(shares))
     for row, width in enumerate(columns):
-        likelihood[row, tried], agreement[row] = held_out(
-            rotated[:, :width], n_components, shares[tried].tolist(), covariance_type=covariance_type,
-            n_init=max(1, n_init // 2), seed=seeds[row], device=resolved,
+        likelihood[row, tried], agreement[row] = checkpoint.stage(
+            f"mixture-held-out-{width}",
+            partial(
+                held_out, rotated[:, :width], n_components, shares[tried].tolist(),
+                covariance_type=covariance_type, n_init=max(1, n_init // 2), seed=seeds[row], device=resolved,
+            ),
         )  # fmt: skip
         weights[row] = _weights(likelihood[row], best_only=n > _MOST_ROWS)
         # more columns need less of the sphere
@@ -379,31 +398,33 @@ def fit_average(
     fits: list[tuple[float, Density]] = []
     with block_threads():
         for row, width in enumerate(columns):
-            path = _Path(
-                rotated[:, :width], n_components, covariance_type, n_init, seeds[len(columns) + row], resolved,
-            )  # fmt: skip
             used = np.flatnonzero(weights[row])
-            densities = path.fit(shares[used].tolist())
+            densities = checkpoint.stage(
+                f"mixture-{width}",
+                partial(
+                    _fitted_densities, shares[used].tolist(),
+                    rotated[:, :width], n_components, covariance_type, n_init, seeds[len(columns) + row], resolved,
+                ),
+            )  # fmt: skip
             fits.extend(zip(weights[row, used].tolist(), densities, strict=True))
         fitted = FittedAverage.of(axes, rotated, fits, model, resolved)
-        average = fitted.average(rotated, resolved)
+        average = fitted.average(X, resolved)
         labels = average.argmax(1)
         if len(np.unique(labels)) < n_components:
             # the average of fits that disagree can leave a component without rows; one of the fits may not
             places = np.argwhere(weights > 0)  # in the order of the fits
             for place in sorted(range(len(fits)), key=lambda place: -fits[place][0]):
                 single = FittedAverage.of(axes, rotated, [fits[place]], model, resolved)
-                posterior = single.average(rotated, resolved)
+                posterior = single.average(X, resolved)
                 if len(np.unique(posterior.argmax(1))) == n_components:
                     fitted, average, labels = single, posterior, posterior.argmax(1)
                     weights = np.zeros_like(weights)
                     weights[tuple(places[place])] = 1.0
                     break
-    log_average = _logarithm(average)
-    temperature = _temperature(log_average, float(np.sqrt(agreement.mean())))
+    temperature = _temperature(average, float(np.sqrt(agreement.mean())))
     evidence = Evidence(np.asarray(columns), shares, likelihood, weights, agreement, temperature)
     return MixtureAverage(
-        labels, _tempered(log_average, temperature), evidence, replace(fitted, temperature=temperature)
+        labels, _temper(average, temperature), evidence, replace(fitted, temperature=temperature)
     )
 
 
@@ -459,6 +480,17 @@ def held_out(
         gram = _overlaps(X, [density[best] for density in densities], model, device)
     first, second = linear_sum_assignment(gram[0, :, 1], maximize=True)
     return total / len(X), float(gram[0, first, 1, second].sum() / len(X))
+
+
+def _slices(n: int) -> list[slice]:
+    """Rows that are worked on at a time."""
+    return [slice(start, min(start + _ALL_ROWS, n)) for start in range(0, n, _ALL_ROWS)]
+
+
+def _evenly_spaced(n: int, most: int) -> np.ndarray:
+    """About ``most`` of n rows, in evenly spaced blocks of consecutive ones."""
+    starts = np.linspace(0, n - _BLOCK, most // _BLOCK).astype(np.int64)
+    return np.unique(starts[:, None] + np.arange(_BLOCK))
 
 
 def _block_length(n: int) -> int:
@@ -521,7 +553,8 @@ class _Path:
             fits = em(self.rows, parameters, setting, steps, tol, torch.float32, self.generator)
             objective = fits.objective.view(len(shares), kept)
             order = torch.sort(objective, descending=True, stable=True).indices[:, :next_kept]
-            parameters = fits.parameters[(order + kept * torch.arange(len(shares))[:, None]).flatten()]
+            first = kept * torch.arange(len(shares), device=order.device)
+            parameters = fits.parameters[(order + first[:, None]).flatten()]
             kept = next_kept
         return parameters
 
@@ -545,6 +578,14 @@ class _Path:
             factors = models.precisions_cholesky(covariances, self.model)
             densities.append((weights, means + self.mean.double().numpy(), factors))
         return densities
+
+
+def _averaged(posteriors: Callable[[slice], torch.Tensor], matrix: torch.Tensor, rows: slice) -> torch.Tensor:
+    return (posteriors(rows) @ matrix).float().cpu()
+
+
+def _fitted_densities(shares: Sequence[float], *of_path: Any) -> list[Density]:
+    return _Path(*of_path).fit(shares)
 
 
 def _on_device(density: Density, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -612,9 +653,16 @@ def _tempered(log_posterior: np.ndarray, temperature: float) -> np.ndarray:
     return logits
 
 
-def _temperature(log_posterior: np.ndarray, confidence: float) -> float:
+def _temper(posterior: np.ndarray, temperature: float) -> np.ndarray:
+    """`_tempered` of the logarithm of a posterior (N, K), in its place."""
+    for rows in _slices(len(posterior)):
+        posterior[rows] = _tempered(_logarithm(posterior[rows]), temperature)
+    return posterior
+
+
+def _temperature(posterior: np.ndarray, confidence: float) -> float:
     """The temperature, between one and a hundred, that gives a mean confidence."""
-    sample = log_posterior[:: max(1, len(log_posterior) // _MOST_ROWS)]
+    sample = _logarithm(posterior[:: max(1, len(posterior) // _MOST_ROWS)])
 
     def excess(log_temperature: float) -> float:
         return float(_tempered(sample, np.exp(log_temperature)).max(1).mean()) - confidence

@@ -9,6 +9,7 @@ from .coordinates import COORDINATE_COLUMNS, join_annotation, join_columns, join
 from .dispatch import PLATFORMS, input_table, read, recognize
 from .h5ad import refuse_lazy
 from .imaging import read_cosmx, read_merscope, read_seqfish
+from .kept import read_once
 from .long_table import read_long_table
 from .loom import read_loom
 from .platform import Platform, input_lines, micrometers_per_unit, recommended_command, unit_of
@@ -19,12 +20,13 @@ from .tables import read_table
 from .tenx import read_10x_h5, read_10x_mtx
 from .visium import load_image, read_visium
 from .visium_hd import read_visium_hd
-from .write import atomic_files, atomic_folder, atomic_path, disk_error, write_h5ad
+from .write import RECORD, atomic_files, atomic_folder, atomic_path, disk_error, write_h5ad
 from .xenium import read_xenium
 
 __all__ = [
     "COORDINATE_COLUMNS",
     "PLATFORMS",
+    "RECORD",
     "SECTION",
     "Platform",
     "atomic_files",
@@ -46,6 +48,7 @@ __all__ = [
     "read_long_table",
     "read_loom",
     "read_merscope",
+    "read_once",
     "read_sections",
     "read_seqfish",
     "read_slideseq",

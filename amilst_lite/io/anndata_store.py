@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import gzip
-import shutil
+import logging
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .. import keys
-from ..errors import AmilstWarning, InputError
+from ..errors import InputError, warn
+from .bounds import most_memory
+from .coordinates import SpotTable
 from .files import PathLike, examples, existing, existing_file, hdf5_has, reading
 from .h5ad import are_counts, is_h5ad
 from .hdf5 import open_hdf5
-from .matrix import to_csr, unique
+from .matrix import check_indices, to_csr, unique
 from .platform import Platform
 from .write import scratch_folder
 from .zarr_store import is_zarr_group, open_zarr
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+_log = logging.getLogger("amilst_lite")
+
+_OTHER_SPATIAL = "X_spatial"  # of ``obsm``: scanpy's name of embeddings, used for coordinates, too
 
 RAW = "raw"
 """``layer`` for ``AnnData.raw``, unless there is a layer of that name."""
@@ -48,8 +57,9 @@ def read_h5ad(path: PathLike, *, layer: str | None = None, backed: bool = False)
         As stored, with three exceptions. The layer chosen is ``layers["counts"]``; raw counts of other genes
         than those of ``X`` are in ``X``. Counts (no negative and no fractional values) in ``X`` and
         ``layers["counts"]`` are converted to canonical CSR, float32, from any matrix type. Names are made
-        unique. An ``X`` with other values, or on disk, is unchanged. ``obsm["spatial"]`` may be missing;
-        functions that need it raise `MissingKeyError`.
+        unique. An ``X`` with other values, or on disk, is unchanged. Without ``obsm["spatial"]``, coordinates are
+        those of ``obsm["X_spatial"]``, or of columns of ``obs`` named as in `COORDINATE_COLUMNS`, if all of them are
+        finite numbers; the log says so. They may be missing; functions that need them raise `MissingKeyError`.
 
     Warns
     -----
@@ -77,9 +87,10 @@ def read_h5ad(path: PathLike, *, layer: str | None = None, backed: bool = False)
                 raise InputError(
                     f"{path} is not an h5ad file: expected 'X', 'obs', 'var', found {examples(file, 8)}."
                 )
+            _check_shapes(file, path)
         with _without_name_warnings():
             adata = anndata.read_h5ad(plain, backed="r" if backed else None)
-        adata = prepare(adata, path, layer)
+        adata = _with_coordinates(prepare(adata, path, layer), path)
     platform = H5AD_GZ if _is_compressed(path) else H5AD
     # a file that was converted by `read` says more about its input than its own format does
     return adata if keys.INPUT in adata.uns else platform.describe(adata, path)
@@ -112,16 +123,22 @@ def read_zarr(path: PathLike, *, layer: str | None = None) -> AnnData:
     MissingExtraError
         zarr is not installed.
     """
+    return _with_coordinates(load_zarr(existing(path), layer), Path(path))
+
+
+def load_zarr(path: Path, layer: str | None) -> AnnData:
+    """`read_zarr`, without coordinates if they are not in ``obsm["spatial"]``."""
     import anndata
 
-    path = existing(path)
     if not is_anndata_zarr(path):
         raise InputError(
             f"{path} is not an AnnData in zarr format: expected a folder with 'X', 'obs' and 'var'. A SpatialData "
             "store holds it in tables/NAME (read_spatialdata)."
         )
     with reading(path, "an AnnData in zarr format"):
-        _check_chunks(open_zarr(path), path)
+        group = open_zarr(path)
+        _check_shapes(group, path)
+        _check_chunks(group, path)
         with _without_name_warnings():
             adata = anndata.read_zarr(str(path))
         adata = prepare(adata, path, layer)
@@ -145,6 +162,7 @@ def prepare(adata: AnnData, path: Path, layer: str | None) -> AnnData:
     InputError
         There is no expression matrix, or not that layer.
     """
+    _check_matrices(adata, path)
     if layer is not None:
         adata = _with_layer(adata, path, layer)
     counts = adata.layers.get(keys.COUNTS)
@@ -163,6 +181,28 @@ def prepare(adata: AnnData, path: Path, layer: str | None) -> AnnData:
             _say_where_counts_are(adata, path)
     adata.obs_names = unique(adata.obs_names, "spot names", path)
     adata.var_names = unique(adata.var_names, "gene names", path)
+    return adata
+
+
+def _with_coordinates(adata: AnnData, path: Path) -> AnnData:
+    """Fill ``obsm["spatial"]`` from other places where coordinates are common, if it is missing."""
+    if keys.SPATIAL in adata.obsm:
+        return adata
+    places: dict[str, Any] = {}
+    if _OTHER_SPATIAL in adata.obsm:
+        places[f"obsm[{_OTHER_SPATIAL!r}]"] = adata.obsm[_OTHER_SPATIAL]
+    columns = SpotTable(path, adata.obs).coordinate_columns()
+    if columns is not None:
+        places[f"obs[{list(columns)}]"] = adata.obs[list(columns)]
+    for name, found in places.items():
+        try:
+            points = np.asarray(found, dtype=np.float64)
+        except (TypeError, ValueError):  # words, or a matrix that is not dense
+            continue
+        if points.ndim == 2 and points.shape[1] in (2, 3) and np.isfinite(points).all():
+            adata.obsm[keys.SPATIAL] = points
+            _log.info("%s has no obsm[%r]; coordinates are %s", path, keys.SPATIAL, name)
+            break
     return adata
 
 
@@ -197,13 +237,65 @@ def _say_where_counts_are(adata: AnnData, path: Path) -> None:
         in_layers = place in adata.layers
         if are_counts(adata.layers[place] if in_layers else adata.raw.X):
             name = f"layers[{place!r}]" if in_layers else RAW
-            warnings.warn(
-                f"{path}: X does not hold counts (it has fractional or negative values), but {name} does. Use them "
-                f"with layer={place!r} (--layer {place}).",
-                AmilstWarning,
-                stacklevel=4,
+            warn(
+                f"{path}: X does not hold counts (it has fractional, negative or too large values), but {name} does. "
+                f"Use them with layer={place!r} (--layer {place})."
             )
             return
+
+
+def _check_shapes(group: Any, path: Path) -> None:
+    """Refuse sparse matrices with other row pointers than their shape says, for which anndata allocates memory first.
+
+    Parameters
+    ----------
+    group
+        Of HDF5 or zarr, inspected before.
+    """
+    for name in group:
+        item = group[name]
+        if not hasattr(item, "keys") or hasattr(item, "shape"):  # an array, or a type
+            continue
+        if "indptr" not in item:
+            _check_shapes(item, path)
+            continue
+        attributes = dict(item.attrs)
+        declared: Any = attributes.get("shape", attributes.get("h5sparse_shape", ()))
+        shape = np.ravel(declared)
+        n_pointers = int(np.prod(item["indptr"].shape, dtype=np.int64))
+        if shape.dtype.kind not in "iu" or len(shape) != 2 or n_pointers - 1 not in shape.tolist():
+            raise InputError(
+                f"{path} is inconsistent: {name} declares the shape {tuple(shape.tolist())} and has {n_pointers:,} row "
+                "pointers; expected one more than rows. Download it again."
+            )
+
+
+def _check_matrices(adata: AnnData, path: Path) -> None:
+    """Refuse matrices in memory that are not of numbers, and sparse ones whose indices do not fit their shape.
+
+    scipy looks at neither: it would read and write outside of their memory.
+    """
+    matrices = {
+        "X": None if adata.isbacked else adata.X,
+        "raw": None if adata.raw is None or adata.isbacked else adata.raw.X,
+        **{f"layers[{name!r}]": adata.layers[name] for name in adata.layers},
+    }
+    for name, matrix in matrices.items():
+        if matrix is None:
+            continue
+        dtype = np.dtype(matrix.dtype)
+        if dtype.kind not in "biuf" or dtype.itemsize > 8:
+            raise InputError(f"{path}: {name} has the dtype {dtype}; expected integers, float32 or float64.")
+    others = {
+        f"{slot}[{name!r}]": getattr(adata, slot)[name]
+        for slot in ("obsm", "varm", "obsp", "varp")
+        for name in getattr(adata, slot)
+    }
+    for name, matrix in {**matrices, **others}.items():
+        try:
+            check_indices(matrix)
+        except ValueError as error:
+            raise InputError(f"{path}: {name} is corrupt ({error}). Download the file again.") from error
 
 
 def _check_chunks(group: Any, path: Path) -> None:
@@ -229,7 +321,7 @@ def _is_compressed(path: Path) -> bool:
                 return False
         with gzip.open(path) as content:
             return content.read(len(_HDF5_SIGNATURE)) == _HDF5_SIGNATURE
-    except (OSError, EOFError):
+    except (OSError, EOFError, zlib.error):
         return False
 
 
@@ -241,8 +333,16 @@ def _decompressed(path: Path) -> Iterator[Path]:
         return
     with scratch_folder() as folder:
         plain = folder / path.name.removesuffix(".gz")
+        most, length = most_memory(path.stat().st_size), 0
         with gzip.open(path) as content, plain.open("wb") as copy:
-            shutil.copyfileobj(content, copy, 2**20)
+            while piece := content.read(2**20):
+                length += len(piece)
+                if length > most:
+                    raise InputError(
+                        f"{path} holds more than {most:,} bytes in {path.stat().st_size:,}, as no file of counts does. "
+                        "It is broken; download it again."
+                    )
+                copy.write(piece)
         yield plain
 
 

@@ -10,10 +10,11 @@ import pandas as pd
 
 from .. import keys
 from ..errors import InputError
-from .files import PathLike, TextTable, examples, existing, existing_file, reading
+from .coordinates import SpotTable
+from .files import PathLike, TextTable, examples, existing, existing_file, open_text, reading
 from .matrix import assemble, to_csr
 from .platform import Platform, find_pair, recognizes_pair
-from .tables import is_table, read_numbers, read_table
+from .tables import is_table, read_numbers, read_table, read_with_spots
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -28,6 +29,7 @@ _BEADS = tuple(
     for stem in ("BeadLocationsForR.csv", "bead_locations.csv", "bead_locations.txt")
     for ending in ("", ".gz")
 )
+_MATCHED = "matched_bead_locations"
 
 
 def read_slideseq(path: PathLike) -> AnnData:
@@ -38,7 +40,8 @@ def read_slideseq(path: PathLike) -> AnnData:
     path
         Folder with ``MappedDGEForR.csv`` and ``BeadLocationsForR.csv`` (Slide-seq), or
         ``*digital_expression.txt`` and ``*bead_locations.csv`` (Slide-seqV2), or the first of them; ``.gz`` is
-        accepted.
+        accepted. Also ``*matched_bead_locations.txt``, which has the beads without their barcodes: these are in
+        ``*matched_bead_barcodes.txt``, or those of the counts in the same order.
 
     Returns
     -------
@@ -62,8 +65,34 @@ def read_slideseq(path: PathLike) -> AnnData:
     """
     path = existing(path)
     counts, beads = find_pair(path, SLIDESEQ, _COUNTS, _BEADS, same_prefix=False)
+    table = _matched_beads(counts, beads) if _MATCHED in beads.name else SpotTable.read(beads)
     # the locations are those of all beads on the array
-    return SLIDESEQ.describe(read_table(counts, beads, complete=False), path)
+    return SLIDESEQ.describe(read_with_spots(counts, table, complete=False), path)
+
+
+def _matched_beads(counts: Path, beads: Path) -> SpotTable:
+    """The table of matched beads: distance of the barcodes, x and y, without names.
+
+    Their names are the lines of a file beside it, or else the columns of the counts, in the same order.
+    """
+    beads = existing_file(beads, "a table of matched beads")
+    name = beads.name.removesuffix(".gz").replace(_MATCHED, "matched_bead_barcodes")
+    barcodes = next(
+        (one for one in (beads.with_name(name), beads.with_name(f"{name}.gz")) if one.is_file()), None
+    )
+    with reading(beads, "a table of matched beads"), open_text(beads) as handle:
+        frame = pd.read_csv(handle, sep="\t", header=None, names=["distance", "x", "y"], usecols=[0, 1, 2])
+    if barcodes is None:
+        names = TextTable.sniff(existing_file(counts, "a table of counts")).first[1:]
+    else:
+        with reading(barcodes, "barcodes of matched beads"), open_text(existing(barcodes)) as handle:
+            names = handle.read().split()
+    if len(names) != len(frame):
+        raise InputError(
+            f"{beads} has {len(frame)} beads, but {counts if barcodes is None else barcodes} names {len(names)}; "
+            "expected the same beads in the same order. Download both again, or use BeadLocationsForR.csv."
+        )
+    return SpotTable(beads, frame, identifier=pd.Index(names, dtype=object, name="barcode"), axes=("x", "y"))
 
 
 # --- Spatial Transcriptomics ------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 from .. import keys
-from ..errors import AmilstWarning, InputError, MissingExtraError
+from ..errors import InputError, warn
 from .files import PathLike, TextTable, comma_hint, examples, existing_file, is_number, open_text, reading
+from .parquet import read_parquet
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -54,6 +54,9 @@ _UNITS = {
     "micrometer": ("x_um",),
 }
 """Unit → names of x that state it."""
+
+_VISIUM_PITCH = 100.0  # µm
+_MOST_ANISOTROPIC = 1.05
 
 SELECTION_COLUMNS = ("in_tissue", "selected")
 """Columns in which 0 marks spots to leave out."""
@@ -113,8 +116,13 @@ class SpotTable:
         path = existing_file(path, "a table (csv, tsv or parquet) with one row per spot")
         with reading(path, "a table of spots"), path.open("rb") as handle:
             is_parquet = handle.read(4) == b"PAR1"
-        if is_parquet:
-            return cls(path, _read_parquet(path, text))
+        frame = _read_parquet(path, text) if is_parquet else cls._read_text(path, text)
+        if frame.empty:
+            raise InputError(f"{path} has no rows; expected a header and one row per spot.")
+        return cls(path, frame)
+
+    @staticmethod
+    def _read_text(path: Path, text: Sequence[str | int]) -> pd.DataFrame:
         table = TextTable.sniff(path)
         has_header = not table.first_is_numeric
         columns = table.first if has_header else _columns_without_header(table)
@@ -132,20 +140,18 @@ class SpotTable:
         }
         if text:
             kept = [columns[one] if isinstance(one, int) else one for one in text]
-            with reading(path, "a table of spots"), open_text(path) as handle:
-                frame = pd.read_csv(handle, dtype=dict.fromkeys(kept, str), low_memory=False, **options)
-            return cls(path, frame)
+            with reading(path, "a table of spots"), open_text(path, at_once=True) as handle:
+                return pd.read_csv(handle, dtype=dict.fromkeys(kept, str), low_memory=False, **options)
         with reading(path, "a table of spots"):
-            with open_text(path) as handle:
+            with open_text(path, at_once=True) as handle:
                 head = pd.read_csv(handle, dtype=str, nrows=1000, **options)
             numbers = dict.fromkeys(filter(lambda name: _are_fractional(head[name]), columns[1:]), np.float64)
-            with open_text(path) as handle:
+            with open_text(path, at_once=True) as handle:
                 try:
-                    frame = pd.read_csv(handle, dtype={**dict.fromkeys(columns, str), **numbers}, **options)
+                    return pd.read_csv(handle, dtype={**dict.fromkeys(columns, str), **numbers}, **options)
                 except ValueError:  # a word among the numbers of a later row, or a broken table
                     handle.seek(0)
-                    frame = pd.read_csv(handle, dtype=str, **options)
-        return cls(path, frame)
+                    return pd.read_csv(handle, dtype=str, **options)
 
     @classmethod
     def read_known(
@@ -362,7 +368,7 @@ def join_table(adata: AnnData, table: SpotTable, *, copy: bool) -> AnnData:
         message = f"{table.path}: {np.sum(~kept)} of {len(rows)} spots left out: {', '.join(reasons)}."
         if not kept.any():
             raise InputError(f"{message} No spot remains; is this the table of another section?")
-        warnings.warn(message, AmilstWarning, stacklevel=3)
+        warn(message)
         adata = adata[kept]
     rows = rows[kept]
     if adata.isbacked and (copy or adata.is_view):
@@ -445,6 +451,43 @@ def is_visium_array(rows: pd.Series, columns: pd.Series) -> bool:
     return bool(varies and (places.sum(axis=1) % 2 == 0).all())  # NaN is not 0
 
 
+def visium_pixel_size(points: np.ndarray, rows: Any, columns: Any) -> float | None:
+    """Micrometers per unit of the coordinates of Visium spots, from their places on the array.
+
+    In each row, spots have every second ``array_col`` and are 100 µm apart; rows are 100 √¾ µm apart (10x Genomics).
+    The diameter of a spot is 55 µm, but Space Ranger's ``spot_diameter_fullres`` is not: it wrote 65 % of the
+    distance, or 70 %.
+
+    Parameters
+    ----------
+    points
+        (n, 2).
+    rows, columns
+        ``array_row`` and ``array_col``, (n,).
+
+    Returns
+    -------
+    float or None
+        Negative if the array is mirrored in the coordinates. None if ``rows`` and ``columns`` are no such places, or
+        the coordinates are no image of them: anisotropic, or of another slide.
+    """
+    rows, columns = (pd.to_numeric(pd.Series(one), errors="coerce") for one in (rows, columns))
+    if len(points) < 3 or not np.isfinite(points).all() or not is_visium_array(rows, columns):
+        return None
+    places = np.column_stack([columns, rows]) * [_VISIUM_PITCH / 2, _VISIUM_PITCH * 0.75**0.5]  # µm
+    places -= places.mean(axis=0)
+    centered = points - points.mean(axis=0)
+    linear = np.linalg.lstsq(places, centered, rcond=None)[0]  # centered = places @ linear, (2, 2)
+    along, across = np.linalg.svd(linear, compute_uv=False)
+    if (
+        across <= 0 or along / across > _MOST_ANISOTROPIC
+    ):  # such as the numbers of rows and columns themselves
+        return None
+    if np.abs(centered - places @ linear).max() > 0.5 * _VISIUM_PITCH * across:
+        return None
+    return float(np.sign(np.linalg.det(linear)) * (along * across) ** -0.5)
+
+
 def suffix_hint(names: pd.Index, identifiers: pd.Index) -> str:
     """A hint for the message if names would match without the "-1" that 10x appends to barcodes."""
     bare_names, bare_identifiers = (
@@ -462,11 +505,9 @@ def _columns_for(adata: AnnData, path: PathLike) -> dict[str, np.ndarray]:
     rows, identifier = table.locate(adata.obs_names)
     absent = rows < 0
     if absent.any():
-        warnings.warn(
+        warn(
             f"{table.path}: {absent.sum()} of {len(rows)} spots have no row (e.g. "
-            f"{examples(adata.obs_names[absent])}); their annotation is missing (NaN).",
-            AmilstWarning,
-            stacklevel=3,
+            f"{examples(adata.obs_names[absent])}); their annotation is missing (NaN)."
         )
     return table.columns_at(rows, without=[identifier])
 
@@ -501,18 +542,22 @@ def _columns_without_header(table: TextTable) -> list[str]:
 
 
 def _read_parquet(path: Path, text: Sequence[str | int] = ()) -> pd.DataFrame:
-    try:
-        with reading(path, "a parquet table"):
-            frame = pd.read_parquet(path)
-    except InputError as error:
-        if not isinstance(error.__cause__, ImportError):
-            raise
-        raise MissingExtraError.for_package("pyarrow", "parquet", f"reading {path}") from error
+    frame = read_parquet(path, "a parquet table")
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas stores an index as such: names of the spots
+        names = frame.index.to_frame(index=False)
+        frame = frame.reset_index(drop=True)
+        frame = pd.concat([names.loc[:, ~names.columns.isin(frame.columns)], frame], axis=1)
+    frame = frame.set_axis(frame.columns.astype(str), axis=1).reset_index(drop=True)
+    if not frame.columns.is_unique:
+        repeated = frame.columns[frame.columns.duplicated()].unique()
+        raise InputError(f"{path}: expected names of columns, each once; {examples(repeated)} repeat.")
     kept = {frame.columns[one] if isinstance(one, int) else one for one in text}
     for name in frame.columns:
         column = frame[name]
         if column.dtype == object:
-            column = column.map(lambda cell: cell.decode() if isinstance(cell, bytes) else cell)
+            column = column.map(
+                lambda cell: cell.decode(errors="replace") if isinstance(cell, bytes) else cell
+            )
         elif column.dtype.kind == "f" or (kept and name not in kept):
             continue
         frame[name] = column.astype(str).where(column.notna())  # text, but missing cells NaN

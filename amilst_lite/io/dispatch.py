@@ -12,11 +12,22 @@ import numpy as np
 
 from .. import keys
 from ..errors import InputError
-from ..runtime import total_memory
+from ..runtime import memory_limit
 from .anndata_store import ANNDATA_ZARR, H5AD, H5AD_GZ
 from .arrays import SLIDESEQ, ST
 from .coordinates import SpotTable, join_table
-from .files import PathLike, TextTable, examples, existing, existing_file, listing, open_text, reading
+from .files import (
+    PathLike,
+    TextTable,
+    binary_head,
+    examples,
+    existing,
+    existing_file,
+    listing,
+    open_text,
+    reading,
+)
+from .hdf5 import open_hdf5
 from .imaging import COSMX, MERSCOPE, SEQFISH
 from .long_table import LONG_TABLE
 from .loom import LOOM
@@ -59,6 +70,22 @@ PLATFORMS: tuple[Platform, ...] = (
 _ABOUT_COUNTS = ("platform", "left_out")
 """Entries of ``uns["amilst_input"]`` that hold with other coordinates, too."""
 
+_OTHER_FORMATS = {
+    **dict.fromkeys(
+        (b"PK\x03\x04", b"7z\xbc\xaf", b"Rar!", b"ustar"),
+        "an archive, which is not read: unpack it and give what it contains",
+    ),
+    **dict.fromkeys(
+        (b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"),
+        "compressed by another program than gzip: decompress it and give the result",
+    ),
+    **dict.fromkeys(
+        (b"RDX", b"RDA", b"X\n\x00\x00"),
+        "a file of R objects, which only R reads: write the object as h5ad there, with coordinates in obsm['spatial']",
+    ),
+}
+"""First bytes of formats that are often tried → what they are and what to do."""
+
 _INSIDE = (".h5ad", ".h5", ".loom", ".h5ad.gz", ".gem", ".gem.gz", ".gef")
 """Endings of files that are looked for in a folder; text could be anything."""
 
@@ -73,6 +100,7 @@ def read(
     bin_size: int | None = None,
     layer: str | None = None,
     table: str | None = None,
+    coordinate_system: str | None = None,
     backed: bool | Literal["auto"] = False,
 ) -> AnnData:
     """Read a section from the files of any supported platform, recognized by their content.
@@ -97,9 +125,11 @@ def read(
         For AnnData and SpatialData: the layer that holds the counts, or "raw".
     table
         For SpatialData: the name of the table, if there are several.
+    coordinate_system
+        For SpatialData: the name of the coordinate system, see `read_spatialdata`.
     backed
         Leave the counts on disk, to be read in blocks of rows: for ``.h5ad`` and 10x HDF5 files that do not
-        fit into memory. "auto": if they would need more than a third of the memory of this machine. If
+        fit into memory. "auto": if they would need more than half of the memory that a run may use. If
         spots or features have to be left out, the others are read into memory.
 
     Returns
@@ -132,6 +162,7 @@ def read(
         "bin_size": bin_size,
         "layer": layer,
         "table": table,
+        "coordinate_system": coordinate_system,
     }
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if backed == "auto":
@@ -239,7 +270,7 @@ def _named(name: str) -> Platform:
 
 
 def _is_large(path: Path) -> bool:
-    """Whether the counts of an HDF5 file would need more than a third of the memory."""
+    """Whether the counts of an HDF5 file would need more than half of the memory that a run may use."""
     entries = 0
 
     def count(name: str, item: h5py.Group | h5py.Dataset) -> None:
@@ -247,10 +278,10 @@ def _is_large(path: Path) -> bool:
         if isinstance(item, h5py.Dataset) and name in ("X", "X/data", "matrix/data"):
             entries = item.size
 
-    with reading(path, "an HDF5 file"), h5py.File(path, "r") as file:
+    with open_hdf5(path, "an HDF5 file") as file:
         file.visititems(count)
-    memory = total_memory()
-    return memory is not None and 8 * entries > memory / 3
+    memory, _ = memory_limit()
+    return memory is not None and 8 * entries > memory / 2
 
 
 def _first(path: Path, candidates: Sequence[Platform]) -> Platform | None:
@@ -294,10 +325,16 @@ def _unknown(path: Path) -> InputError:
     if path.is_dir():
         return InputError(f"{path} contains no input of a known format; found {listing(path)}. {expected}")
     if h5py.is_hdf5(path):
-        with reading(path, "an HDF5 file"), h5py.File(path, "r") as file:
+        with open_hdf5(path, "an HDF5 file") as file:
             return InputError(
                 f"{path} is an HDF5 file of an unknown format; it contains {examples(file, 8)}. {expected}"
             )
+    head = binary_head(path)
+    if head[257:262] == b"ustar":
+        head = b"ustar"
+    known = next((known for start, known in _OTHER_FORMATS.items() if head.startswith(start)), None)
+    if known is not None:
+        return InputError(f"{path} is {known}. {expected}")
     try:
         with reading(path, "text"), open_text(path) as handle:
             handle.read(4096)

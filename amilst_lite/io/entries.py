@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
 from ..errors import InputError
-from .files import PathLike, reading
+from .files import PathLike, reading, text_in
 from .matrix import LARGEST_COUNT
 
 _log = logging.getLogger("amilst_lite")
@@ -235,7 +233,7 @@ def read_lines(
     """
     size, reported = path.stat().st_size, 0
     fractional = [position for position, (_, dtype) in columns.items() if dtype is np.float64]
-    with reading(path, "a table of counts"), path.open("rb") as raw, _text(raw) as handle:
+    with reading(path, "a table of counts"), path.open("rb") as raw, text_in(raw) as handle:
         for _ in range(skip):
             handle.readline()  # an iterator would read ahead
         try:
@@ -281,7 +279,7 @@ def read_matrix_market(path: Path) -> sparse.csr_matrix:
     """
     expected = "a Matrix Market file"
     with reading(path, expected):
-        with path.open("rb") as raw, _text(raw) as handle:
+        with path.open("rb") as raw, text_in(raw) as handle:
             first = handle.readline().lower().split()
             skip, line = 1, "%"
             while line.startswith("%") or line.isspace():
@@ -336,16 +334,6 @@ def check_counts(path: PathLike, lines: Lines, *, positions: tuple[str, ...] = (
             f"{path}, line {lines.first + at}: expected {expected}; found {found} (and {wrong.sum() - 1} more "
             "such lines of those read so far). Is the file complete, and are its columns in the right order?"
         )
-
-
-def _text(raw: BinaryIO) -> io.TextIOWrapper:
-    """The text in an open file, as `files.open_text`; the position in ``raw`` tells how far it has been read."""
-    content: Any = gzip.GzipFile(fileobj=raw) if raw.read(2) == b"\x1f\x8b" else raw
-    raw.seek(0)
-    mark = content.read(2)
-    content.seek(0)
-    encoding = "utf-16" if mark in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    return io.TextIOWrapper(content, encoding=encoding, newline="")
 
 
 def _sum_equal(keys: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import gzip
+import io
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,13 +13,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import h5py
 
 from ..errors import AmilstError, InputError
+from .bounds import most_text
 
 PathLike = str | os.PathLike[str]
+
+_LONGEST_LINE = 2**25
+"""Bytes of a line of compressed text: a million columns have half of it."""
+
+_PIECE = 2**16
 
 COMMENT = "#DGE"
 """Start of the lines that Drop-seq's tools write before the header of a table of counts."""
@@ -116,8 +123,8 @@ def examples(names: Iterable[object], n: int = 3) -> str:
 
 
 def listing(folder: Path) -> str:
-    """The content of a folder for a message, hidden files last."""
-    names = sorted(item.name for item in folder.iterdir())
+    """The content of a folder for a message, hidden files last; without what runs that write there leave for a time."""
+    names = sorted(item.name for item in folder.iterdir() if ".amilst-" not in item.name)
     return examples(sorted(names, key=lambda name: str(name).startswith(".")), 8)
 
 
@@ -160,16 +167,64 @@ def holds(folder: Path, *names: Sequence[str]) -> bool:
     return all(any(name.endswith(tuple(endings)) for name in found) for endings in names)
 
 
-def open_text(path: Path) -> TextIO:
-    """Open UTF-8 or UTF-16 text, compressed with gzip or not; the content decides, not the extension."""
-    with path.open("rb") as handle:
-        gzipped = handle.read(2) == b"\x1f\x8b"
-    opener: Callable[..., Any] = gzip.open if gzipped else open
-    with opener(path, "rb") as handle:
-        mark = handle.read(2)
+def open_text(path: Path, *, at_once: bool = False) -> TextIO:
+    """Open UTF-8 or UTF-16 text, compressed with gzip or not; the content decides, not the extension.
+
+    Parameters
+    ----------
+    path
+    at_once
+        All of it will be in memory: compressed text that is longer than a file of its size should hold is an error
+        when it is read. So is a line of more than 2^25 bytes, always.
+
+    Raises
+    ------
+    InputError
+        As `existing`, of a pipe for example.
+    """
+    return text_in(existing(path).open("rb"), most=most_text(path.stat().st_size) if at_once else None)
+
+
+def text_in(raw: BinaryIO, *, most: int | None = None) -> io.TextIOWrapper:
+    """The text in an open file, which is closed with it, as `open_text`; ``raw`` tells how far it has been read."""
+    content: Any = _Gunzip(raw, most) if raw.read(2) == b"\x1f\x8b" else raw
+    raw.seek(0)
+    try:
+        mark = content.read(2)
+        content.seek(0)
+    except BaseException:
+        raw.close()
+        raise
     # Spreadsheet programs write a byte order mark before the first column name; "Unicode text" is UTF-16.
     encoding = "utf-16" if mark in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    return opener(path, "rt", encoding=encoding, newline="")
+    # all line ends become "\n": of "\n\r", pandas' parser takes gigabytes and minutes
+    return io.TextIOWrapper(content, encoding=encoding)
+
+
+class _Gunzip(gzip.GzipFile):
+    """Decompressed text that is not longer than ``most`` bytes, and has no line of more than 2^25 bytes."""
+
+    def __init__(self, raw: BinaryIO, most: int | None) -> None:
+        super().__init__(fileobj=raw, mode="rb")
+        self.myfileobj = raw  # type: ignore[assignment]  # to be closed
+        self._most, self._line = most, 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        """So many bytes, or all that are left."""
+        if size is not None and size >= 0:
+            return super().read(size)
+        return b"".join(iter(lambda: self.read1(_PIECE), b""))
+
+    def read1(self, size: int = -1) -> bytes:
+        """What the next step of the decompression yields; this is how `TextIOWrapper` reads lines."""
+        piece = super().read1(size)
+        end = max(piece.rfind(b"\n"), piece.rfind(b"\r"))
+        self._line = len(piece) - end - 1 + (self._line if end < 0 else 0)
+        if self._line > _LONGEST_LINE:
+            raise ValueError(f"it has a line of more than {_LONGEST_LINE:,} bytes")
+        if self._most is not None and self.tell() > self._most:
+            raise ValueError(f"it holds more than {self._most:,} bytes of text")
+        return piece
 
 
 def hdf5_has(path: Path, test: Callable[[h5py.File], bool]) -> bool:
@@ -179,8 +234,21 @@ def hdf5_has(path: Path, test: Callable[[h5py.File], bool]) -> bool:
             return False
         with h5py.File(path, "r") as file:
             return test(file)
-    except (OSError, KeyError, RuntimeError):
+    except Exception:  # h5py raises many types on broken files
         return False
+
+
+def binary_head(path: Path) -> bytes:
+    """The first 512 bytes of a file, or of what is in it if it is compressed with gzip; empty if it is broken."""
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(512)
+        if head.startswith(b"\x1f\x8b"):
+            with gzip.open(path, "rb") as content:
+                head = content.read(512)
+    except (OSError, EOFError, zlib.error):
+        return b""
+    return head
 
 
 def text_head(path: Path) -> str | None:
@@ -238,9 +306,12 @@ class TextTable:
         best: TextTable | None = None
         for separator in "\t,; ":
             try:
-                first, second = split_rows(lines, separator)
+                rows = list(split_rows(lines, separator))
             except csv.Error:  # a line of 131072 characters without this separator
                 continue
+            if len(rows) != 2:  # a field in quotes that goes on in the next line
+                continue
+            first, second = rows
             fits = len(second) > 1 and len(first) in (len(second), len(second) - 1)
             n_found = len(best.first) if best is not None else 0
             if fits and len(second) > n_found and (best is None or separator != " "):

@@ -9,22 +9,27 @@ import numpy as np
 from scipy import sparse
 
 from ..errors import InputError
+from .matrix import LARGEST_COUNT
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
 def is_h5ad(file: h5py.File) -> bool:
-    """Whether an open HDF5 file is an AnnData (anndata before 0.7 wrote no ``encoding-type``)."""
-    return file.attrs.get("encoding-type") == "anndata" or {"X", "obs", "var"} <= set(file)
+    """Whether an open HDF5 file is an AnnData, by the names of its members; no value is read.
+
+    anndata before 0.7 wrote no ``encoding-type``. MuData has ``mod``, too.
+    """
+    names = set(file)
+    return {"obs", "var"} <= names and "mod" not in names and ("X" in names or "encoding-type" in file.attrs)
 
 
 def are_counts(matrix: Any) -> bool:
-    """Whether a matrix, dense or sparse, holds no negative, fractional or missing values."""
+    """Whether a matrix, dense or sparse, holds no negative, fractional, missing or too large values."""
     values = matrix.data if sparse.issparse(matrix) else np.asarray(matrix)
     blocks = np.array_split(values, max(1, values.size // 1_000_000))
-    # float32 represents integers up to 2^24 exactly; NaN fails the first comparison
-    return all(bool(np.all((one >= 0) & (one <= 2**24) & (one == np.floor(one)))) for one in blocks)
+    # NaN fails the first comparison
+    return all(bool(np.all((one >= 0) & (one < LARGEST_COUNT) & (one == np.floor(one)))) for one in blocks)
 
 
 def refuse_lazy(adata: AnnData) -> None:

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,18 @@ def _endings(*stems: str) -> tuple[str, ...]:
 
 # --- MERSCOPE ---------------------------------------------------------------------------------
 
-_MERSCOPE = (_endings("cell_by_gene"), _endings("cell_metadata"))
+# the second part is that of Vizgen's first data release, as in cell_by_gene_S1R1.csv
+_MERSCOPE_COUNTS = re.compile(r"cell_by_gene(|_S\d+R\d+)\.csv(?:\.gz)?$")
+
+
+def _merscope_files(path: Path) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Endings of the names of counts and cells, of each section in a folder or of the one with these counts."""
+    try:
+        names = [entry.name for entry in path.iterdir()] if path.is_dir() else [path.name]
+    except OSError:  # a folder that must not be read
+        names = []
+    sections = sorted({match[1] for name in names if (match := _MERSCOPE_COUNTS.search(name))})
+    return [(_endings(f"cell_by_gene{one}"), _endings(f"cell_metadata{one}")) for one in sections or [""]]
 
 
 def read_merscope(path: PathLike, *, vpt_outputs: PathLike | None = None) -> AnnData:
@@ -40,8 +51,8 @@ def read_merscope(path: PathLike, *, vpt_outputs: PathLike | None = None) -> Ann
     Parameters
     ----------
     path
-        Folder with ``cell_by_gene.csv`` and ``cell_metadata.csv``, or the first of them. Prefixes and ``.gz``
-        are accepted.
+        Folder with ``cell_by_gene.csv`` and ``cell_metadata.csv``, or the first of them. Prefixes, ``.gz``, and
+        names such as ``cell_by_gene_S1R1.csv`` are accepted.
     vpt_outputs
         Folder in which the two files of the Vizgen Postprocessing Tool lie, to use its segmentation.
 
@@ -68,7 +79,13 @@ def read_merscope(path: PathLike, *, vpt_outputs: PathLike | None = None) -> Ann
     """
     path = existing(path)
     folder = path if vpt_outputs is None else existing(vpt_outputs)
-    counts, metadata = find_pair(folder, MERSCOPE, *_MERSCOPE)
+    sections = _merscope_files(folder)
+    if len(sections) > 1:
+        raise InputError(
+            f"{folder} contains {len(sections)} sections of MERSCOPE; expected one. Give one of the tables of counts: "
+            f"{examples((counts[0] for counts, _ in sections), 8)}."
+        )
+    counts, metadata = find_pair(folder, MERSCOPE, *sections[0])
     table = SpotTable.read_known(metadata, [0], ["center_x", "center_y"], "MERSCOPE's cell_metadata")
     adata, left_out = _read_cells(counts, table, {"blank barcodes": r"^blank[-_ ]?\d"}, n_names=1)
     return MERSCOPE.describe(adata, path, left_out=left_out)
@@ -78,6 +95,9 @@ def read_merscope(path: PathLike, *, vpt_outputs: PathLike | None = None) -> Ann
 
 _COSMX = (_endings("exprMat_file"), _endings("metadata_file"))
 _COSMX_NAMES = ["cell_ID", "fov"]
+# that exports of AtoMx may have beside the names, before the genes
+_COSMX_OTHERS = ("cell", "cell_id", "slide_ID", "version", "Run_Tissue_name", "Panel", "assay_type")
+_MOST_UNEQUAL = 0.05
 _COSMX_AXES = {place: [f"Center{axis}_{place}_px" for axis in "XY"] for place in ("global", "local")}
 _COSMX_CONTROLS = {
     "negative probes": r"^(?:NegPrb|NegProbe|NegControlProbe|Negative\d)",
@@ -103,7 +123,8 @@ def read_cosmx(path: PathLike, dataset_id: str | None = None) -> AnnData:
         ``obsm["spatial"]``: ``CenterX_global_px`` and ``CenterY_global_px``, (n, 2), float64, pixels of the
         section; without them ``CenterX_local_px`` and ``CenterY_local_px``, see Notes. ``obs``: the other columns
         of the cell table, among them ``fov``, the field of view. Negative probes, system controls and counts
-        outside cells (``cell_ID`` 0) are left out and counted in ``uns["amilst_input"]``.
+        outside cells (``cell_ID`` 0) are left out and counted in ``uns["amilst_input"]``; the size of a pixel is
+        there, too, if the table has the area of cells in pixels and in µm² (AtoMx).
 
     Warns
     -----
@@ -134,9 +155,24 @@ def read_cosmx(path: PathLike, dataset_id: str | None = None) -> AnnData:
     ):
         axes = _COSMX_AXES["local"]
     table = SpotTable.read_known(metadata, _COSMX_NAMES, axes, "CosMx's metadata")
-    adata, left_out = _read_cells(counts, table, _COSMX_CONTROLS, names=_COSMX_NAMES, outside="0")
-    details = {} if axes == _COSMX_AXES["global"] else _lay_out(adata, path)
+    adata, left_out = _read_cells(
+        counts, table, _COSMX_CONTROLS, names=_COSMX_NAMES, others=_COSMX_OTHERS, outside="0"
+    )
+    details: dict[str, Any] = {} if axes == _COSMX_AXES["global"] else _lay_out(adata, path)
+    size = _pixel_size(adata.obs)
+    if size is not None:
+        details["micrometers_per_unit"] = size
     return COSMX.describe(adata, path, left_out=left_out, **details)
+
+
+def _pixel_size(cells: pd.DataFrame) -> float | None:
+    """Size of a pixel in µm, from the area of the cells; None if it is not in both units, or not consistent."""
+    if not {"Area", "Area.um2"} <= set(cells):
+        return None
+    pixels, area = (pd.to_numeric(cells[name], errors="coerce") for name in ("Area", "Area.um2"))
+    ratio = np.sqrt((area / pixels)[(pixels > 0) & (area > 0)])
+    low, middle, high = ratio.quantile([0.1, 0.5, 0.9]) if len(ratio) else (0.0, 0.0, 0.0)
+    return float(middle) if middle > 0 and high - low <= _MOST_UNEQUAL * middle else None
 
 
 # --- seqFISH ----------------------------------------------------------------------------------
@@ -259,6 +295,7 @@ def _read_cells(
     *,
     n_names: int = 0,
     names: Sequence[str] = (),
+    others: Sequence[str] = (),
     outside: str | None = None,
     by_order: bool = False,
 ) -> tuple[AnnData, dict[str, int]]:
@@ -276,6 +313,8 @@ def _read_cells(
         Number of columns, at the left, with names; where ``names`` is empty.
     names
         The columns of ``counts`` that make up the name of a cell, wherever they are among the first.
+    others
+        Further columns that are no genes, if they follow ``names`` or are among them.
     outside
         Value of the first of ``names`` for counts outside cells.
     by_order
@@ -292,6 +331,8 @@ def _read_cells(
         wanted = [text.first.index(name) for name in names if name in text.first]
         by_order = by_order and len(wanted) < len(names)
         n_names = int(text.first[0] == "") if by_order else max(wanted, default=-1) + 1
+        while text.first[n_names : n_names + 1] and text.first[n_names] in others:
+            n_names += 1
         if len(wanted) < len(names) and not by_order:
             raise InputError(
                 f"{counts} has no column {examples(set(names) - set(text.first))}: expected a header with "
@@ -337,7 +378,7 @@ MERSCOPE = Platform(
     title="MERSCOPE (MERFISH)",
     files="`cell_by_gene.csv` and `cell_metadata.csv`",
     read=read_merscope,
-    recognizes=recognizes_pair(*_MERSCOPE),
+    recognizes=lambda path: any(recognizes_pair(*section)(path) for section in _merscope_files(path)),
     unit="micrometer",
 )
 COSMX = Platform(

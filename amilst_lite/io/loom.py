@@ -108,7 +108,10 @@ def _attributes(group: h5py.Group, n: int) -> pd.DataFrame:
     columns: dict[str, Any] = {}
     for name, item in group.items():
         if isinstance(item, h5py.Dataset) and item.shape == (n,):
-            columns[name] = item[:] if item.dtype.kind in "biuf" else item.asstr()[:].astype(object)
+            if item.dtype.kind in "biuf":  # pandas takes the byte order of the machine only
+                columns[name] = item[:].astype(item.dtype.newbyteorder("="))
+            else:
+                columns[name] = item.asstr()[:].astype(object)
     return pd.DataFrame(columns, index=pd.RangeIndex(n))
 
 

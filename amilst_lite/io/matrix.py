@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from ..errors import AmilstWarning, InputError
+from ..errors import InputError, warn
 from .files import examples
 
 if TYPE_CHECKING:
@@ -31,13 +30,31 @@ def to_csr(matrix: Any) -> sparse.csr_matrix:
     ValueError
         Indices are negative or out of range, or row pointers decrease.
     """
-    # Only on request does scipy check indices. Out of range, they corrupt memory in the conversion below.
-    if sparse.issparse(matrix) and matrix.format in ("csr", "csc"):
-        matrix.check_format(full_check=True)
+    check_indices(matrix)
     matrix = sparse.csr_matrix(matrix, dtype=np.float32)
     matrix.sum_duplicates()
     matrix.eliminate_zeros()
     return matrix
+
+
+def check_indices(matrix: Any) -> None:
+    """Check the indices of a CSR or CSC matrix from a file; out of range, they corrupt memory in scipy's functions.
+
+    Raises
+    ------
+    ValueError
+        They are no integers, negative or out of range, or row pointers decrease.
+    """
+    if not sparse.issparse(matrix) or matrix.format not in ("csr", "csc"):
+        return
+    for name in ("indices", "indptr"):
+        if getattr(matrix, name).dtype.kind not in "iu":  # NaN passes scipy's check
+            raise ValueError(f"{name} must be integers; found {getattr(matrix, name).dtype}")
+    pointers = matrix.indptr
+    if pointers.ndim != 1 or len(pointers) == 0 or pointers[0] != 0 or (pointers[1:] < pointers[:-1]).any():
+        raise ValueError("row pointers must begin with 0 and not decrease")
+    # done only on request, and not if the last pointer is 0
+    matrix.check_format(full_check=True)
 
 
 def without_rows(matrix: sparse.csr_matrix, left_out: np.ndarray) -> sparse.csr_matrix:
@@ -177,10 +194,8 @@ def unique(names: pd.Index, what: str, source: Path | str) -> pd.Index:
     repeated = names.duplicated()
     if not repeated.any():
         return names
-    warnings.warn(
+    warn(
         f"{source}: {repeated.sum()} of {len(names)} {what} repeat an earlier one "
-        f"(e.g. {examples(names[repeated].unique())}); '-1', '-2', ... were appended to make them unique.",
-        AmilstWarning,
-        stacklevel=2,
+        f"(e.g. {examples(names[repeated].unique())}); '-1', '-2', ... were appended to make them unique."
     )
     return make_index_unique(names)

@@ -24,6 +24,9 @@ _log = logging.getLogger("amilst_lite")
 FIELDS = "fields"
 """Key of ``uns["amilst_input"]``: what was done where coordinates are those within fields of view."""
 
+COORDINATE_SYSTEM = "coordinate_system"
+"""Key of ``uns["amilst_input"]``: name of the coordinate system, where the input has such names."""
+
 _GEOMETRIES = {
     "hexagonal": "hexagonal grid, 6 neighbors",
     "square": "square grid, 8 neighbors (6 and all that tie)",
@@ -146,7 +149,8 @@ def find_pair(
     platform, counts, places
         See `recognizes_pair`.
     same_prefix
-        The names begin alike, so that one folder may hold several sections.
+        The names begin alike, so that one folder may hold several sections. If not, a place file whose name begins
+        like that of the counts (``Puck_1.`` and ``Puck_1_``) is preferred.
 
     Raises
     ------
@@ -155,10 +159,20 @@ def find_pair(
     """
     folder = path if path.is_dir() else path.parent
     found = find_one(folder, counts) if path.is_dir() else path
-    prefix = ""
-    if found is not None and same_prefix:
+    prefix, partner = "", None
+    if found is not None:
         prefix = next((found.name.removesuffix(name) for name in counts if found.name.endswith(name)), "")
-    partner = find_one(folder, [prefix + name for name in places])
+    if prefix and not same_prefix:
+        stem = prefix.rstrip("._-")
+        alike = sorted(
+            entry
+            for entry in folder.iterdir()
+            if entry.name.endswith(tuple(places))
+            and entry.name.startswith((f"{stem}_", f"{stem}.", f"{stem}-"))
+        )
+        partner, prefix = alike[0] if len(alike) == 1 else None, ""
+    if partner is None:
+        partner = find_one(folder, [prefix + name for name in places])
     if found is None or partner is None:
         raise missing_files(platform, folder)
     return found, partner
@@ -187,11 +201,14 @@ def unit_of(adata: AnnData) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``coordinate_unit``, "micrometer", "pixel", "spot", "mixed" or "unknown"; and ``micrometers_per_unit``,
-        where the input states it.
+        ``coordinate_unit``, "micrometer", "pixel", "spot", "mixed" or "unknown"; and ``micrometers_per_unit`` and
+        ``coordinate_system``, where the input states them.
     """
     size = micrometers_per_unit(adata)
-    unit = {"coordinate_unit": str(adata.uns.get(keys.INPUT, {}).get("coordinate_unit", "unknown"))}
+    source = adata.uns.get(keys.INPUT, {})
+    unit: dict[str, Any] = {"coordinate_unit": str(source.get("coordinate_unit", "unknown"))}
+    if COORDINATE_SYSTEM in source:
+        unit[COORDINATE_SYSTEM] = str(source[COORDINATE_SYSTEM])
     return unit if size is None else {**unit, "micrometers_per_unit": size}
 
 
@@ -218,7 +235,8 @@ def input_lines(adata: AnnData, spacing: float) -> list[str]:
         f"geometry: {_GEOMETRIES.get(geometry, geometry)}",
         f"left out: {left_out or 'nothing'}",
     ]
-    return lines + ([f"fields of view: {source[FIELDS]}"] if FIELDS in source else [])
+    titles = {COORDINATE_SYSTEM: "coordinate system", FIELDS: "fields of view"}
+    return lines + [f"{title}: {source[name]}" for name, title in titles.items() if name in source]
 
 
 def recommended_command(adata: AnnData, path: str, options: Mapping[str, Any]) -> str:

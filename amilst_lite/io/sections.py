@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral, Number
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,15 +16,18 @@ import pandas as pd
 from scipy import sparse
 
 from .. import keys
-from ..errors import AmilstWarning, InputError
+from ..errors import InputError, warn
 from .dispatch import read, recognize
 from .files import PathLike, checked_path, examples, reading
 from .h5ad import are_counts
+from .kept import read_once
 from .matrix import to_csr, unique
 from .platform import Platform
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+    from ..checkpoint import Checkpoint
 
 _log = logging.getLogger("amilst_lite")
 
@@ -42,6 +45,7 @@ def read_sections(
     sample_key: str = SECTION,
     min_genes: int = 50,
     backed: bool | Literal["auto"] = False,
+    checkpoint: Checkpoint | None = None,
     **options: Any,
 ) -> AnnData:
     """Read several sections, of any supported formats, into one AnnData with the genes that all of them have.
@@ -64,6 +68,8 @@ def read_sections(
         Read the counts of ``.h5ad`` files from disk in blocks of rows, and keep only the genes in common,
         which needs less memory if the files have many others; "auto": of files that would need more than a
         third of the memory. The result is in memory in either case.
+    checkpoint
+        Keeps each section that takes long to read.
     **options
         Other options of `read`, for every section: ``platform``, ``genome``, ``bin_size``, ``layer``, ``table``.
 
@@ -123,11 +129,11 @@ def read_sections(
     names = _default_names(inputs) if names is None else _checked_names(names, len(inputs))
 
     sections = []
-    for path, name, platform in zip(inputs, names, platforms, strict=True):
+    for place, (path, name, platform) in enumerate(zip(inputs, names, platforms, strict=True)):
         can_be_backed = "backed" in platform.options
-        section = _Section.read(
-            path, name, sample_key, {**options, "backed": backed if can_be_backed else False}
-        )
+        own_options = {**options, "backed": backed if can_be_backed else False}
+        adata = read_once(partial(read, path, **own_options), checkpoint, f"read-{place}")
+        section = _Section.of(adata, path, name, sample_key)
         _log.info("%s: %d spots × %d genes", name, len(section.obs), len(section.var))
         sections.append(section)
     coordinates = _joined_coordinates(sections)
@@ -244,8 +250,7 @@ class _Section:
     source: AnnData | None = None
 
     @classmethod
-    def read(cls, path: Path, name: str, sample_key: str, options: Mapping[str, Any]) -> _Section:
-        adata = read(path, **options)
+    def of(cls, adata: AnnData, path: Path, name: str, sample_key: str) -> _Section:
         coordinates = _coordinates(adata, path)
         obs = _own_columns(adata, path, name, sample_key)
         has_layer = keys.COUNTS in adata.layers
@@ -372,11 +377,9 @@ def _joined_description(sections: Sequence[_Section]) -> dict[str, Any]:
         joined[key] = values[sections[0].name] if len(set(values.values())) == 1 else "mixed"
         if key == "coordinate_unit" and len(set(values.values()) - {"unknown"}) > 1:
             units = ", ".join(f"{name}: {value}" for name, value in values.items())
-            warnings.warn(
+            warn(
                 f"The coordinates have different units ({units}). Neighbors by number are not affected; a radius or "
-                "a spacing means something else in each section.",
-                AmilstWarning,
-                stacklevel=3,
+                "a spacing means something else in each section."
             )
     sizes = [section.description.get("micrometers_per_unit") for section in sections]
     known = [float(size) for size in sizes if size is not None]

@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,14 @@ import numpy as np
 import pandas as pd
 
 from .. import keys
-from ..errors import AmilstWarning, InputError, MissingExtraError, MissingKeyError
-from .anndata_store import is_anndata_zarr, read_zarr
+from ..errors import InputError, MissingKeyError, muted_warnings, warn
+from .anndata_store import is_anndata_zarr, load_zarr
 from .files import PathLike, examples, existing, listing, reading
 from .matrix import unique
-from .platform import Platform
-from .zarr_store import is_zarr_group, open_zarr
+from .parquet import read_parquet
+from .platform import COORDINATE_SYSTEM, Platform
+from .transformations import OWN, Placement, placements
+from .zarr_store import check_zarr, group_attributes, is_zarr_group, open_zarr
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -29,10 +32,17 @@ _log = logging.getLogger("amilst_lite")
 _ATTRIBUTES = "spatialdata_attrs"  # of ``uns``: region, region_key, instance_key
 _GLOBAL = "global"  # of ``obsm``: where spatialdata-io puts CosMx's positions in the whole section
 _TABLES = ("tables", "table")  # the second until spatialdata 0.1
+_ELEMENTS = ("shapes", "points", "labels")  # what a table may annotate
 _LABEL_ROWS = 1024  # of an image that are read at a time
 
 
-def read_spatialdata(path: PathLike, *, table: str | None = None, layer: str | None = None) -> AnnData:
+def read_spatialdata(
+    path: PathLike,
+    *,
+    table: str | None = None,
+    layer: str | None = None,
+    coordinate_system: str | None = None,
+) -> AnnData:
     """Read a table of a SpatialData store, with the coordinates of its instances.
 
     Parameters
@@ -43,25 +53,35 @@ def read_spatialdata(path: PathLike, *, table: str | None = None, layer: str | N
         The table; may be left out if there is only one.
     layer
         Where the raw counts are, see `read_h5ad`.
+    coordinate_system
+        Name of the coordinate system of the result. Default: "global", or without one the only one that all
+        regions of the table have, or that in which their own coordinates are unchanged.
 
     Returns
     -------
     AnnData
-        As `read_zarr`, with ``obsm["spatial"]``, (n, 2) or (n, 3), float64, in the coordinate system of the
-        elements themselves; transformations to another one are not applied. The coordinates are the first of:
-        ``obsm["global"]`` (CosMx: positions in the section, where ``obsm["spatial"]`` has those in the field
-        of view), ``obsm["spatial"]``, and the centroids of the table's regions: shapes (circles, polygons),
-        points or labels.
+        As `read_zarr`, with ``obsm["spatial"]``, (n, 2) or (n, 3), float64, in the coordinate system, which
+        ``uns["amilst_input"]["coordinate_system"]`` names. The coordinates are the first of:
+
+        - ``obsm["global"]`` as it is (CosMx: positions in the section, where ``obsm["spatial"]`` has those in the
+          field of view), unless a coordinate system is given;
+        - ``obsm["spatial"]``, which is about the regions themselves, transformed like each of these;
+        - the centroids of the table's regions: shapes (circles, polygons), points or labels (a pixel's center is at
+          0.5), transformed.
+
+        The unit is in ``uns["amilst_input"]`` where the store tells it; spatialdata usually does not.
 
     Warns
     -----
     AmilstWarning
-        Instances without a shape were left out; or as `read_h5ad`.
+        Instances without a shape were left out; the regions have no coordinate system in common, so that each
+        keeps its own coordinates; or as `read_h5ad`.
 
     Raises
     ------
     InputError
-        The store or a part of it is missing or broken; there are several tables; or there are no coordinates.
+        The store or a part of it is missing or broken; there are several tables, or coordinate systems of which
+        none is the default; or there are no coordinates.
     MissingExtraError
         zarr, or pyarrow for shapes and points, is not installed.
 
@@ -71,13 +91,20 @@ def read_spatialdata(path: PathLike, *, table: str | None = None, layer: str | N
     """
     store, name = _find_table(existing(path), table)
     folder = _table_folders(store)[name]
-    adata = read_zarr(folder, layer=layer)
+    adata = load_zarr(folder, layer)
     left_out = {}
-    if _GLOBAL in adata.obsm:
+    if _GLOBAL in adata.obsm and coordinate_system is None:
         adata.obsm[keys.SPATIAL] = np.asarray(adata.obsm[_GLOBAL], dtype=np.float64)
         _log.info("%s: coordinates are obsm[%r]", folder, _GLOBAL)
-    elif keys.SPATIAL not in adata.obsm:
-        spatial = _from_regions(adata, store, folder)
+        return SPATIALDATA.describe(adata, store)
+    regions = _Regions.of(adata, store, folder)
+    system, placed = regions.choose(coordinate_system)
+    if keys.SPATIAL in adata.obsm:
+        adata.obsm[keys.SPATIAL] = regions.transformed(
+            np.asarray(adata.obsm[keys.SPATIAL], dtype=np.float64), placed
+        )
+    else:
+        spatial = regions.transformed(_from_regions(adata, regions), placed)
         located = np.isfinite(spatial).all(axis=1)
         if not located.all():
             absent = adata.obs_names[~located]
@@ -89,11 +116,15 @@ def read_spatialdata(path: PathLike, *, table: str | None = None, layer: str | N
                 raise InputError(
                     f"{message}. Expected the identifiers of the regions in the column of instances."
                 )
-            warnings.warn(f"{message}; they were left out.", AmilstWarning, stacklevel=2)
+            warn(f"{message}; they were left out.")
             adata, spatial = adata[located].copy(), spatial[located]
             left_out = {"instances without a shape": len(absent)}
         adata.obsm[keys.SPATIAL] = spatial
-    return SPATIALDATA.describe(adata, store, left_out=left_out)
+    details = {} if system is None else {COORDINATE_SYSTEM: system}
+    units = [one.description() for one in placed.values()]
+    if units and all(one == units[0] for one in units):
+        details |= units[0]
+    return SPATIALDATA.describe(adata, store, left_out=left_out, **details)
 
 
 def write_labels(
@@ -218,8 +249,7 @@ def _find_table(path: Path, table: str | None) -> tuple[Path, str]:
 
 def _as_read(names: Any, source: Path) -> pd.Index:
     """Names as reading makes them unique, without the warning that it gave."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", AmilstWarning)
+    with muted_warnings():
         return unique(pd.Index(names), "spot names", source)
 
 
@@ -244,47 +274,137 @@ def _without_zarr_warnings() -> Iterator[None]:
         yield
 
 
-# --- coordinates of regions -----------------------------------------------------------------
+# --- regions --------------------------------------------------------------------------------
 
 
-def _from_regions(adata: AnnData, store: Path, folder: Path) -> np.ndarray:
+@dataclass(frozen=True)
+class _Regions:
+    """The elements of a store that a table is about.
+
+    Attributes
+    ----------
+    store, folder : Path
+        The store, and the table in it.
+    key : str or None
+        The column of ``obs`` with the region of each row.
+    of_row : ndarray of str, (n,)
+        That column; empty names in a table that is about no regions.
+    """
+
+    store: Path
+    folder: Path
+    key: str | None
+    of_row: np.ndarray
+
+    @classmethod
+    def of(cls, adata: AnnData, store: Path, folder: Path) -> _Regions:
+        key = adata.uns.get(_ATTRIBUTES, {}).get("region_key")
+        if key not in adata.obs:
+            return cls(store, folder, None, np.full(adata.n_obs, ""))
+        return cls(store, folder, key, adata.obs[key].astype(str).to_numpy())
+
+    def element(self, region: str) -> Path | None:
+        """The folder of an element; None if there is none of that name in the store itself."""
+        for kind in _ELEMENTS:
+            element = self.store / kind / region
+            if element.is_dir() and element.resolve() == self.store.resolve() / kind / region:
+                return element
+        return None
+
+    def choose(self, wanted: str | None) -> tuple[str | None, dict[str, Placement]]:
+        """The coordinate system, None if it is that of each element itself; and region → where it lies in it."""
+        known: dict[str, dict[str, Placement]] = {}
+        for region in filter(None, pd.unique(self.of_row)):
+            element = self.element(region)
+            known[region] = {}
+            if element is not None:
+                with reading(element, "an element of a SpatialData store"):
+                    known[region] = placements(group_attributes(element))
+        first = next(iter(known.values()), {})
+        shared = [name for name in first if all(name in systems for systems in known.values())]
+        system = wanted or (_GLOBAL if _GLOBAL in shared else self._default(shared, known))
+        if system is not None and system not in shared:
+            found = examples({name: None for systems in known.values() for name in systems}, 12)
+            raise InputError(
+                f"{self.folder} has no coordinate system {system!r} that all of its regions ({examples(known)}) share; "
+                f"they share {examples(shared, 12)} and have {found}. Choose another one, or leave it out."
+            )
+        if system is None and len(known) > 1 and all(known.values()):
+            warn(
+                f"{self.folder}: its {len(known)} regions have no coordinate system in common (e.g. "
+                f"{examples(first)}); each keeps its own coordinates. Analyze them as sections: sample_key="
+                f"{self.key!r} (--sample-key {self.key})."
+            )
+        if system is None:
+            return None, dict.fromkeys(known, OWN)
+        _log.info("%s: coordinates are those of the coordinate system %r", self.folder, system)
+        return system, {region: systems[system] for region, systems in known.items()}
+
+    def _default(self, shared: Sequence[str], known: dict[str, dict[str, Placement]]) -> str | None:
+        """The coordinate system to use where none is "global"."""
+        if not shared:
+            return None
+        in_place = [name for name in shared if all(systems[name].is_identity for systems in known.values())]
+        first, *others = shared
+        differ = any(
+            not np.array_equal(systems[first].matrix, systems[name].matrix)
+            for name in others
+            for systems in known.values()
+        )
+        if differ and not in_place:
+            raise InputError(
+                f"{self.folder} has several coordinate systems, in which its regions lie differently: "
+                f"{examples(shared, 12)}. Choose one with coordinate_system= (--coordinate-system)."
+            )
+        return in_place[0] if in_place else first
+
+    def transformed(self, points: np.ndarray, placed: dict[str, Placement]) -> np.ndarray:
+        """Coordinates (n, 2 or 3), each row like its region; those that are not (n, 2 or 3) are left to the caller."""
+        if points.ndim != 2 or points.shape[1] not in (2, 3):
+            return points
+        for region, placement in placed.items():
+            rows = self.of_row == region
+            points[rows] = placement.apply(points[rows])
+        return points
+
+
+def _from_regions(adata: AnnData, regions: _Regions) -> np.ndarray:
     """Centroids of the instances, (n, 2 or 3), NaN where there is none."""
-    attributes = adata.uns.get(_ATTRIBUTES, {})
-    region_key, instance_key = (attributes.get(name) for name in ("region_key", "instance_key"))
-    if region_key not in adata.obs or instance_key not in adata.obs:
+    instance_key = adata.uns.get(_ATTRIBUTES, {}).get("instance_key")
+    if regions.key is None or instance_key not in adata.obs:
         raise InputError(
-            f"{folder} has no coordinates: expected obsm[{keys.SPATIAL!r}], or uns[{_ATTRIBUTES!r}] with the "
+            f"{regions.folder} has no coordinates: expected obsm[{keys.SPATIAL!r}], or uns[{_ATTRIBUTES!r}] with the "
             f"region_key and instance_key by which its rows refer to shapes; found obsm {examples(adata.obsm)}. "
             "Add the coordinates as obsm, or as a table (coordinates=TABLE)."
         )
-    of_row = adata.obs[region_key].astype(str).to_numpy()
     instances = adata.obs[instance_key].astype(str).to_numpy()
     spatial = np.full((adata.n_obs, 3), np.nan)
-    for region in pd.unique(of_row):
-        rows = np.flatnonzero(of_row == region)
-        identifiers, centroids = _read_element(store, region, folder)
+    for region in pd.unique(regions.of_row):
+        rows = np.flatnonzero(regions.of_row == region)
+        identifiers, centroids = _read_element(regions, region)
         at = identifiers.get_indexer(instances[rows])
         spatial[rows[at >= 0], : centroids.shape[1]] = centroids[at[at >= 0]]
     return spatial if np.isfinite(spatial[:, 2]).any() else spatial[:, :2]
 
 
-def _read_element(store: Path, region: str, folder: Path) -> tuple[pd.Index, np.ndarray]:
+def _read_element(regions: _Regions, region: str) -> tuple[pd.Index, np.ndarray]:
     """Identifiers, as text, and centroids (m, 2 or 3) of a shapes, points or labels element."""
-    for kind, read in (("shapes", _read_shapes), ("points", _read_points), ("labels", _read_labels)):
-        element = store / kind / region
-        if element.is_dir():
-            with reading(element, f"{kind} of a SpatialData store"):
-                identifiers, centroids = read(element)
-            identifiers = pd.Index(identifiers).astype(str)
-            if identifiers.has_duplicates:
-                raise InputError(
-                    f"{element}: identifiers repeat; expected one {kind} element for each instance."
-                )
-            return identifiers, centroids
-    raise InputError(
-        f"{folder} has no obsm[{keys.SPATIAL!r}], and its region {region!r} is neither in shapes nor in points or "
-        f"labels of {store}. Add the coordinates as obsm[{keys.SPATIAL!r}], or as a table (coordinates=TABLE)."
-    )
+    element = regions.element(region)
+    if element is None:
+        raise InputError(
+            f"{regions.folder} has no obsm[{keys.SPATIAL!r}], and its region {region!r} is neither in shapes nor in "
+            f"points or labels of {regions.store}. Add the coordinates as obsm[{keys.SPATIAL!r}], or as a table "
+            "(coordinates=TABLE)."
+        )
+    kind = element.parent.name
+    read = {"shapes": _read_shapes, "points": _read_points, "labels": _read_labels}[kind]
+    with reading(element, f"{kind} of a SpatialData store"):
+        check_zarr(element)
+        identifiers, centroids = read(element)
+    identifiers = pd.Index(identifiers).astype(str)
+    if identifiers.has_duplicates:
+        raise InputError(f"{element}: identifiers repeat; expected one {kind} element for each instance.")
+    return identifiers, centroids
 
 
 def _read_shapes(element: Path) -> tuple[Any, np.ndarray]:
@@ -325,19 +445,13 @@ def _read_labels(element: Path) -> tuple[Any, np.ndarray]:
         parts.append(pd.DataFrame(np.column_stack(sums), index=label))
     total = pd.concat(parts).groupby(level=0).sum().to_numpy()
     identifiers = np.unique(np.concatenate([part.index.to_numpy() for part in parts]))
-    return identifiers, total[:, 1:] / total[:, :1]
+    return identifiers, total[:, 1:] / total[:, :1] + 0.5  # from the corner of the image
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingExtraError.for_package("pyarrow", "parquet", f"reading {path}") from error
     if path.is_dir():  # written in parts by dask
-        frames = [pd.read_parquet(part) for part in sorted(path.glob("*.parquet"))]
-        return pd.concat(frames)
-    with path.open("rb") as source:
-        return pyarrow.parquet.read_table(source).to_pandas()
+        return pd.concat([read_parquet(part, "a parquet table") for part in sorted(path.glob("*.parquet"))])
+    return read_parquet(path, "a parquet table")
 
 
 def centroids_of_wkb(geometries: Sequence[bytes]) -> np.ndarray:
@@ -419,5 +533,5 @@ SPATIALDATA = Platform(
     files="`STORE.zarr` with a table (`tables/NAME`; several: `--table NAME`), zarr format 2 or 3",
     read=read_spatialdata,
     recognizes=_recognizes,
-    options=("table", "layer"),
+    options=("table", "layer", "coordinate_system"),
 )

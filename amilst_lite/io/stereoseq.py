@@ -59,7 +59,9 @@ def read_stereoseq(
         - gef, cells: ``/cellBin/cell`` (id, x, y, offset, geneCount), ``cellExp`` (geneID, count), ``gene``.
     bin_size
         Edge length of the square bins in DNBs (0.5 µm on most chips): bin 50 is 25 µm. By default cells where
-        the file assigns them, and otherwise bins of `DEFAULT_BIN_SIZE`, or of the size that the file has.
+        the file assigns them, and otherwise bins of `DEFAULT_BIN_SIZE`, or of the size that the file has. Memory is
+        that of the result: 10 bytes for each bin and gene, and 200 for each bin, most of them for its name. Of single
+        DNBs (1) there are nearly as many as lines; 20 million took 4 GB.
     progress
         Called with the bytes read and the size of the file, for gem files.
 
@@ -344,8 +346,11 @@ class _Bins:
         # files of larger bins give the first DNB, or the number of the bin
         if self.in_file == 1 or (corners % self.size).any():
             corners *= self.size
-        names = [f"{x}_{y}" for x, y in corners.tolist()]
-        return pd.Index(names, dtype=object), corners + (self.size - 1) / 2
+        names = np.empty(len(bins), dtype=object)  # of single DNBs there are millions
+        for start in range(0, len(bins), _BLOCK):
+            block = corners[start : start + _BLOCK].tolist()
+            names[start : start + _BLOCK] = [f"{x}_{y}" for x, y in block]
+        return pd.Index(names), corners + (self.size - 1) / 2
 
 
 def _gene_table(identifiers: pd.Index, names: Any) -> pd.DataFrame:

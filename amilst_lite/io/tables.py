@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from ..errors import AmilstWarning, InputError
+from ..errors import InputError, warn
 from .coordinates import SpotTable, join_table, suffix_hint
 from .entries import EntryMatrix
 from .files import (
@@ -72,7 +72,11 @@ def read_table(counts: PathLike, coordinates: PathLike, *, complete: bool = True
         whether the first line is a header is ambiguous.
     """
     path = existing_file(counts, "a table of counts (csv or tsv)")
-    table = SpotTable.read(coordinates)
+    return read_with_spots(path, SpotTable.read(coordinates), complete=complete)
+
+
+def read_with_spots(path: Path, table: SpotTable, *, complete: bool) -> AnnData:
+    """As `read_table`, with a table of coordinates that has been read."""
     table.coordinates()  # report errors in a small file before reading a large one
     row_names, column_names, matrix = _read_matrix(path, table)
     in_rows, in_columns = table.match(row_names), table.match(column_names)
@@ -120,7 +124,7 @@ def join_cells(adata: AnnData, table: SpotTable, source: Path, *, complete: bool
         )
         if complete:
             message += " Check that the table of counts is complete."
-            warnings.warn(message, AmilstWarning, stacklevel=2)
+            warn(message)
         else:
             _log.info(message)
     return joined
@@ -158,11 +162,9 @@ def _read_matrix(
     has_header = _has_header(table, spots)
     column_names = table.first[1:] if has_header else [f"gene_{i + 1}" for i in range(n_columns)]
     if not has_header:
-        warnings.warn(
+        warn(
             f"{path} has no header: its first line has the counts of spot {table.first[0]!r}. The genes are "
-            f"named gene_1 to gene_{n_columns}.",
-            AmilstWarning,
-            stacklevel=3,
+            f"named gene_1 to gene_{n_columns}."
         )
     columns = pd.Index(column_names, dtype=object)
     by_column = has_header and spots.match(columns).found > 0
@@ -276,18 +278,22 @@ def _nonzero(numbers: np.ndarray, kept: np.ndarray) -> sparse.csr_matrix:
 def _parse_lines(
     lines: list[str], separator: str, n_names: int, n_columns: int
 ) -> tuple[list[str], np.ndarray] | None:
-    """Names, row by row, and numbers of lines without quotes; None if they hold anything else.
+    """Names, row by row, and numbers of lines without quotes but around names; None if they hold anything else.
 
     Several times as fast as the csv module, as numpy reads a block at once.
     """
     names: list[str] = []
     fields: list[str] = []
-    if separator == " " or any('"' in line for line in lines):
+    if separator == " ":
         return None
     for line in lines:
         parts = line.rstrip("\r\n").split(separator, n_names)
         if len(parts) != n_names + 1 or parts[-1].count(separator) != n_columns - 1:
             return None
+        if '"' in line:
+            parts = [*map(_without_quotes, parts[:-1]), parts[-1]]
+            if any('"' in part for part in parts):
+                return None
         names += parts[:n_names]
         fields.append(parts[-1])
     text = separator.join(fields)
@@ -305,6 +311,11 @@ def _parse_lines(
     if numbers is None or numbers.size != len(lines) * n_columns:
         return None
     return names, numbers.reshape(len(lines), n_columns)
+
+
+def _without_quotes(field: str) -> str:
+    """A field without the quotes around it."""
+    return field[1:-1] if len(field) > 1 and field[0] == field[-1] == '"' else field
 
 
 def _parse_rows(

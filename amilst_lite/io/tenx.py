@@ -219,7 +219,7 @@ def _read_names(matrix_path: Path, prefix: str, stems: tuple[str, ...]) -> pd.Da
     if path is None:
         raise InputError(f"Next to {matrix_path} there is no {' or '.join(names)}; expected one of them.")
     # there are genes named NA and NaN, and genes with a prime
-    with reading(path, "tab-separated names"), open_text(existing(path)) as handle:
+    with reading(path, "tab-separated names"), open_text(existing(path), at_once=True) as handle:
         return pd.read_csv(handle, sep="\t", header=None, dtype=str, na_filter=False, quoting=csv.QUOTE_NONE)
 
 

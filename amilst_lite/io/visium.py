@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +12,8 @@ import h5py
 import numpy as np
 
 from .. import keys
-from ..errors import AmilstWarning, InputError, MissingExtraError
-from .coordinates import is_visium_array, join_columns, join_coordinates
+from ..errors import InputError, MissingExtraError, warn
+from .coordinates import join_columns, join_coordinates, visium_pixel_size
 from .files import PathLike, examples, existing, existing_file, find_one, holds, listing, open_text, reading
 from .platform import Platform
 from .tenx import MATRIX_NAMES, TENX_H5, is_10x_mtx, read_10x_h5, read_10x_mtx
@@ -29,9 +28,17 @@ POSITIONS = (
     "tissue_positions_list.csv",  # Space Ranger 1
     "tissue_positions.csv.gz",
     "tissue_positions_list.csv.gz",
+    "tissue_positions_list.txt",  # as published with the sections of the human cortex
     "tissue_positions.parquet",  # Visium HD
 )
-_COUNTS = ("filtered_feature_bc_matrix.h5", "filtered_feature_bc_matrix", *MATRIX_NAMES, ".h5")
+_COUNTS = (
+    "filtered_feature_bc_matrix.h5",
+    "filtered_feature_bc_matrix",
+    "raw_feature_bc_matrix.h5",  # all spots of the array; those off the tissue are left out
+    "raw_feature_bc_matrix",
+    *MATRIX_NAMES,
+    ".h5",
+)
 _IMAGES = {"hires": "tissue_hires_image", "lowres": "tissue_lowres_image"}
 
 
@@ -120,31 +127,18 @@ def read_visium(
 
 
 def _pixel_size(adata: AnnData, positions: Path) -> float | None:
-    """Size of a pixel in µm, from the places of the spots on the array; warns if the array is mirrored.
-
-    In each row, spots have every second ``array_col``, and are 100 µm apart; rows are 100 √¾ µm apart.
-    """
-    columns = [adata.obs[name] for name in ("array_col", "array_row") if name in adata.obs]
-    points = adata.obsm[keys.SPATIAL]
-    if len(columns) < 2 or any(column.dtype == object for column in columns) or not np.isfinite(points).all():
+    """Size of a pixel in µm, if the places of the spots on the array tell it; warns if the array is mirrored."""
+    if not {"array_row", "array_col"} <= set(adata.obs):
         return None
-    if not is_visium_array(*columns):
-        return None
-    places = np.column_stack([*columns, np.ones(adata.n_obs)]) * [50, 50 * 3**0.5, 1]  # (n, 3), µm
-    pixels, _, rank, _ = np.linalg.lstsq(places, points, rcond=None)
-    area = np.linalg.det(pixels[:2])  # in pixels, of 1 µm²
-    if rank < 3 or area == 0:
-        return None
+    size = visium_pixel_size(adata.obsm[keys.SPATIAL], adata.obs["array_row"], adata.obs["array_col"])
     # CytAssist takes its own image of the array, which may be mirrored
-    if area < 0 and not holds(positions.parent, ("cytassist_image.tiff",)):
-        warnings.warn(
+    if size is not None and size < 0 and not holds(positions.parent, ("cytassist_image.tiff",)):
+        warn(
             f"{positions}: x and y of the spots appear to be swapped: compared with array_col and array_row, the "
             "section is mirrored. Expected pxl_row_in_fullres before pxl_col_in_fullres. Domains are not affected, "
-            "but the tissue image will not fit. Correct the table, or ignore this if the image was mirrored.",
-            AmilstWarning,
-            stacklevel=3,
+            "but the tissue image will not fit. Correct the table, or ignore this if the image was mirrored."
         )
-    return float(abs(area) ** -0.5)
+    return None if size is None else abs(size)
 
 
 def load_image(adata: AnnData, library_id: str | None = None) -> tuple[np.ndarray, float] | None:
@@ -199,7 +193,7 @@ def tissue_image(library: Mapping[str, Any]) -> tuple[np.ndarray, float] | None:
         try:
             return _read_image(path), float(scale)
         except InputError as error:
-            warnings.warn(f"The tissue image is not used: {error}", AmilstWarning, stacklevel=3)
+            warn(f"The tissue image is not used: {error}")
     return None
 
 
@@ -232,7 +226,7 @@ def describe_images(positions: Path, attributes: dict[str, Any]) -> dict[str, di
     if path is None:
         _log.info("%s has no scale factors: spot size and image scale are unknown", folder)
     else:
-        with reading(path, "scale factors (JSON)"), open_text(existing(path)) as handle:
+        with reading(path, "scale factors (JSON)"), open_text(existing(path), at_once=True) as handle:
             scalefactors = {name: float(value) for name, value in json.load(handle).items()}
     metadata: dict[str, str] = {}
     for name in ("chemistry_description", "software_version"):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +12,11 @@ import numpy as np
 import pandas as pd
 
 from .. import keys
-from ..errors import AmilstWarning, InputError, MissingExtraError
+from ..errors import InputError, warn
 from .coordinates import VISIUM_COLUMNS
 from .files import PathLike, examples, existing, existing_file, find_one, holds, listing, open_text, reading
 from .hdf5 import open_hdf5
+from .parquet import open_parquet, rows_at_once
 from .platform import Platform
 from .spatialdata import polygon_moments
 from .tenx import read_10x_h5
@@ -31,11 +30,11 @@ DEFAULT_BIN_SIZE = 8
 
 _BIN_FOLDER = re.compile(r"square_(\d{3})um")
 _COUNTS = ("raw_feature_bc_matrix.h5", "filtered_feature_bc_matrix.h5")
+_TABLE = "a table of positions (parquet)"
 _POSITIONS = "tissue_positions.parquet"
 _SCALE_FACTORS = "scalefactors_json.json"
 _CELL_COUNTS = ("raw_feature_cell_matrix.h5", "filtered_feature_cell_matrix.h5")
 _OUTLINES = ("cell_segmentations.geojson", "graphclust_annotated_cell_segmentations.geojson")
-_ROWS = 2**16  # rows of the positions that are read at a time
 _BLOCK = 2**20  # characters of the outlines that are read at a time
 
 
@@ -176,7 +175,7 @@ def _read_cells(outlines: Path, adata: AnnData) -> tuple[AnnData, dict[str, int]
                 f"{outlines}: {found}. Expected the numbers of the barcodes as cell_id; found "
                 f"{examples(centroids.index)}. Are both files of one section?"
             )
-        warnings.warn(f"{outlines}: {found}; they were left out.", AmilstWarning, stacklevel=3)
+        warn(f"{outlines}: {found}; they were left out.")
         adata, spatial = adata[~absent].copy(), spatial[~absent]
     adata.obsm[keys.SPATIAL] = spatial
     return adata, {**adata.uns[keys.INPUT]["left_out"], "cells without an outline": int(absent.sum())}
@@ -228,30 +227,19 @@ class _Positions:
     """A table of positions in parquet, read a part at a time: at 2 µm it has eleven million rows."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            import pyarrow.parquet  # noqa: F401
-        except ImportError as error:
-            raise MissingExtraError.for_package("pyarrow", "parquet", f"reading {path}") from error
         self.path = existing_file(path, "a parquet file")
-        with self._open() as file:  # errors in a small file before a large one is read
+        with open_parquet(self.path, _TABLE) as file:  # errors in a small file before a large one is read
             missing = set(VISIUM_COLUMNS) - set(file.schema_arrow.names)
             if missing:
                 raise InputError(
                     f"{path} has no column {examples(sorted(missing))}; expected {', '.join(VISIUM_COLUMNS)}."
                 )
+            from pyarrow import types
 
-    @contextmanager
-    def _open(self) -> Iterator[Any]:
-        import pyarrow
-        from pyarrow.parquet import ParquetFile
-
-        pool = pyarrow.default_memory_pool()  # may keep what is released
-        pyarrow.set_memory_pool(pyarrow.system_memory_pool())
-        try:
-            with reading(self.path, "a table of positions (parquet)"), self.path.open("rb") as source:
-                yield ParquetFile(source)
-        finally:
-            pyarrow.set_memory_pool(pool)
+            kinds = {name: file.schema_arrow.field(name).type for name in VISIUM_COLUMNS[1:]}
+            words = [f"{name} ({kind})" for name, kind in kinds.items() if not _is_number(types, kind)]
+            if words:
+                raise InputError(f"{path}: expected numbers in {', '.join(kinds)}; found {', '.join(words)}.")
 
     def join(self, adata: AnnData, left_out: dict[str, int]) -> tuple[AnnData, dict[str, int]]:
         """The bins of ``adata`` that are in tissue, with their positions, and what has been left out."""
@@ -259,11 +247,9 @@ class _Positions:
         absent = ~columns.pop("found")
         off_tissue = ~absent & (columns["in_tissue"] != 1)
         if absent.any():
-            warnings.warn(
+            warn(
                 f"{self.path}: {absent.sum()} of {len(absent)} bins left out, which have no row (e.g. "
-                f"{examples(adata.obs_names[absent])}).",
-                AmilstWarning,
-                stacklevel=3,
+                f"{examples(adata.obs_names[absent])})."
             )
         kept = ~absent & ~off_tissue
         if not kept.any():
@@ -289,8 +275,10 @@ class _Positions:
         found, n_rows = np.zeros(len(names), dtype=bool), 0
         first: list[str] = []
         columns: dict[str, np.ndarray] = {}
-        with self._open() as file:
-            for batch in file.iter_batches(_ROWS, columns=list(VISIUM_COLUMNS)):
+        with open_parquet(self.path, _TABLE) as file:
+            for batch in file.iter_batches(
+                rows_at_once(self.path, file.metadata), columns=list(VISIUM_COLUMNS)
+            ):
                 barcodes = batch["barcode"].cast("string").to_numpy(zero_copy_only=False)
                 first, n_rows = first or list(barcodes[:4]), n_rows + len(barcodes)
                 at = index.get_indexer(barcodes)
@@ -313,6 +301,11 @@ class _Positions:
         return {**columns, "found": found}
 
 
+def _is_number(types: Any, kind: Any) -> bool:
+    """Whether a type of pyarrow is one of numbers that numpy has."""
+    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind))
+
+
 def _refuse_missing(adata: AnnData, spatial: np.ndarray, path: Path) -> None:
     broken = ~np.isfinite(spatial).all(axis=1)
     if broken.any():
@@ -329,8 +322,9 @@ def _bin_size(folder: Path) -> int | None:
         return int(match[1])
     for place in (folder / "spatial", folder) if holds(folder, _COUNTS) else ():
         try:
-            return int(json.loads((place / _SCALE_FACTORS).read_text())["bin_size_um"])
-        except (OSError, ValueError, KeyError, TypeError):
+            with open_text(place / _SCALE_FACTORS, at_once=True) as handle:
+                return int(json.load(handle)["bin_size_um"])
+        except Exception:  # many types, of a file that is not what it seems
             continue
     return None
 

@@ -18,16 +18,15 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import tempfile
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import AmilstWarning, InputError
+from ..errors import InputError, warn
+from ..partial import HOST as _HOST
 from .files import PathLike, checked_path, listing
 
 if TYPE_CHECKING:
@@ -38,7 +37,6 @@ logger = logging.getLogger("amilst_lite")
 RECORD = "run.json"
 """The file by which a folder is recognized as the results of a run."""
 
-_HOST = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())[:32]
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 _NO_FSYNC_OF_FOLDERS = {errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF, errno.ENOSYS}
 _WITHOUT_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
@@ -566,11 +564,7 @@ def _replace_folder(target: Path, complete: Path) -> None:
         return
     shutil.rmtree(old, ignore_errors=True)
     if old.exists():
-        warnings.warn(
-            f"The earlier results could not be deleted completely; what remains is in {old}.",
-            AmilstWarning,
-            stacklevel=4,
-        )
+        warn(f"The earlier results could not be deleted completely; what remains is in {old}.")
 
 
 def _exchange(one: Path, other: Path) -> bool:

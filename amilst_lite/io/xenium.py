@@ -27,8 +27,8 @@ _COUNTS = (
     "cell_feature_matrix.zarr.zip",
     "cell_feature_matrix.zarr",
 )
-# as text before parquet, which needs a package
-_CELLS = ("cells.csv.gz", "cells.csv", "cells.parquet")
+# as text before those that need a package; bundles for Xenium Explorer (xe_outs) have zarr only
+_CELLS = ("cells.csv.gz", "cells.csv", "cells.parquet", "cells.zarr.zip", "cells.zarr")
 
 # the panels of the first releases list their controls as genes
 _CONTROLS = {
@@ -45,8 +45,8 @@ def read_xenium(path: PathLike) -> AnnData:
     ----------
     path
         Output folder with ``cell_feature_matrix.h5`` (or the folder of that name, or ``.zarr.zip``) and
-        ``cells.csv.gz`` (or ``cells.parquet``); or the matrix in it, to choose one. A prefix of the file
-        names is accepted, as in public archives.
+        ``cells.csv.gz`` (or ``cells.parquet`` or ``cells.zarr.zip``); or the matrix in it, to choose one. A prefix
+        of the file names is accepted, as in public archives.
 
     Returns
     -------
@@ -81,7 +81,11 @@ def read_xenium(path: PathLike) -> AnnData:
             f"{folder} has no {what} (or one of {examples(_COUNTS if counts is None else _CELLS, 4)}) as written "
             f"by Xenium; found {listing(folder)}. Give the folder that holds both."
         )
-    table = SpotTable.read_known(cells, ["cell_id"], ["x_centroid", "y_centroid"], "Xenium's table of cells")
+    if ".zarr" in cells.name:
+        table = _read_cells(cells)
+    else:
+        axes = ["x_centroid", "y_centroid"]
+        table = SpotTable.read_known(cells, ["cell_id"], axes, "Xenium's table of cells")
     table.coordinates()  # report errors in a small file before reading a large one
     if ".zarr" in counts.name:
         adata = _read_zarr(counts)
@@ -100,6 +104,22 @@ def _is_folder(path: Path) -> bool:
 
 def _recognizes(path: Path) -> bool:
     return _is_folder(path) or (path.name.endswith(_COUNTS) and holds(path.parent, _COUNTS, _CELLS))
+
+
+def _read_cells(path: Path) -> SpotTable:
+    """The table of cells in a zarr store."""
+    with reading(path, "Xenium's zarr table of cells"):
+        group: Any = open_zarr(path)
+        summary = group["cell_summary"]
+        frame = pd.DataFrame(np.asarray(summary[:]), columns=list(summary.attrs["column_names"]))
+        names = cell_names(np.asarray(group["cell_id"][:]))
+        axes = ("cell_centroid_x", "cell_centroid_y")
+        if len(names) != len(frame) or not set(axes) <= set(frame):
+            raise ValueError(
+                f"expected {axes[0]} and {axes[1]} of each of {len(names)} cells; found {len(frame)} rows of "
+                f"{examples(frame, 12)}"
+            )
+    return SpotTable(path, frame, identifier=pd.Index(names, dtype=object, name="cell_id"), axes=axes)
 
 
 def _read_zarr(path: Path) -> AnnData:
@@ -123,7 +143,16 @@ def _read_zarr(path: Path) -> AnnData:
 
 
 def cell_names(numbers: np.ndarray) -> list[str]:
-    """Names such as ``"aaaabcde-1"`` of cells (n, 2): 32 bits in hexadecimal digits a to p, and the section."""
+    """Names of cells, as in the table of cells.
+
+    Parameters
+    ----------
+    numbers
+        (n, 2): 32 bits, written in hexadecimal digits a to p, and the section, as in ``"aaaabcde-1"``; or (n,) or
+        (n, 1), numbers that are the names (Xenium Onboard Analysis 1.0 to 1.2).
+    """
+    if numbers.ndim == 1 or numbers.shape[1] == 1:
+        return [str(number) for number in numbers.ravel().tolist()]
     digits = str.maketrans("0123456789abcdef", "abcdefghijklmnop")
     return [f"{first:08x}".translate(digits) + f"-{second}" for first, second in numbers.tolist()]
 
@@ -131,7 +160,9 @@ def cell_names(numbers: np.ndarray) -> list[str]:
 XENIUM = Platform(
     name="xenium",
     title="Xenium",
-    files="output folder: `cell_feature_matrix.h5`, folder or `.zarr.zip`, and `cells.csv.gz` or `.parquet`",
+    files=(
+        "output folder: `cell_feature_matrix.h5`, folder or `.zarr.zip`, and `cells.csv.gz`, `.parquet` or `.zarr.zip`"
+    ),
     read=read_xenium,
     recognizes=_recognizes,
     unit="micrometer",

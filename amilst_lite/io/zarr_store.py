@@ -12,6 +12,7 @@ import json
 import math
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ..errors import InputError, MissingExtraError
-from .bounds import inflates_beyond, longest_unchecked, most_memory
+from .bounds import inflated_length, longest_unchecked, most_memory
 
 _CODECS = {
     "adler32", "blosc", "bytes", "crc32", "crc32c", "delta", "fletcher32", "gzip", "lz4", "sharding_indexed", "shuffle",
@@ -39,6 +40,29 @@ def is_zarr_group(path: Path) -> bool:
         return any((path / name).is_file() for name in (".zgroup", "zarr.json"))
     except OSError:
         return False
+
+
+def group_attributes(path: Path) -> dict[str, Any]:
+    """The attributes of the zarr group in a folder, format 2 or 3; empty if it has none. zarr is not needed.
+
+    Raises
+    ------
+    ValueError, TypeError
+        They are no JSON object, too long, or in another place, to which a link leads.
+    """
+    for name in ("zarr.json", ".zattrs"):
+        file = path / name
+        if not file.exists():
+            continue
+        is_own = file.is_file() and file.resolve() == path.resolve() / name
+        if not is_own or file.stat().st_size > _MOST_METADATA:
+            raise ValueError(f"{name} is a link, a pipe, or too long for metadata")
+        document = json.loads(file.read_text(encoding="utf-8"))
+        found = document.get("attributes", {}) if name == "zarr.json" else document
+        if not isinstance(found, dict):
+            raise TypeError(f"the attributes in {name} are no JSON object")
+        return found
+    return {}
 
 
 def open_zarr(path: Path, mode: str = "r") -> Any:
@@ -135,6 +159,7 @@ class _Store:
     entries: dict[str, _Entry]
     size: int
     most: int = field(init=False)
+    metadata: int = 0
 
     def __post_init__(self) -> None:
         self.most = most_memory(self.size)
@@ -145,6 +170,11 @@ class _Store:
             folder, _, base = name.rpartition("/")
             if base not in _METADATA:
                 continue
+            self.metadata += entry.size
+            if self.metadata > max(
+                4 * _MOST_METADATA, 20 * self.size
+            ):  # of a zip file, small entries may be large
+                self._refuse(f"its metadata have more than {self.metadata:,} bytes")
             if entry.size > _MOST_METADATA:
                 self._refuse(f"{name} has {entry.size:,} bytes, which metadata never have")
             try:
@@ -215,6 +245,8 @@ class _Store:
             if array is None:
                 continue
             compressor = array.compressor
+            if array.is_text and entry.size <= self.most:
+                self._check_text(name, entry, array)
             if compressor is None:
                 if entry.size > max(2 * array.chunk_bytes, self.most):
                     self._refuse(f"the chunk {name} has {entry.size:,} bytes")
@@ -222,7 +254,7 @@ class _Store:
             # strings have any length
             most = self.most if array.is_text else array.chunk_bytes
             if compressor in ("gzip", "zlib"):
-                if entry.size > longest_unchecked(self.size) and inflates_beyond(
+                if entry.size > longest_unchecked(self.size) and most < inflated_length(
                     entry.head(entry.size), most, gzip=compressor == "gzip"
                 ):
                     self._refuse(f"the chunk {name} is longer than the {most:,} bytes of its array")
@@ -233,6 +265,20 @@ class _Store:
                     f"the chunk {name} declares {'no length' if length is None else f'{length:,} bytes'}; expected at "
                     f"most {most:,}"
                 )
+
+    def _check_text(self, name: str, entry: _Entry, array: _Array) -> None:
+        """Refuse a chunk of strings with more of them than its array says: memory for them is allocated first."""
+        if array.compressor is not None:
+            length = _DECLARED.get(array.compressor, lambda _: 0)(entry.head(_HEADER))
+            if length is None or length > self.most:
+                return  # refused by the caller
+        if array.is_sharded:
+            return
+        n = int.from_bytes(_decompressed(entry.head(entry.size), array.compressor)[:4], "little")
+        if n > math.prod(array.chunks):
+            self._refuse(
+                f"the chunk {name} declares {n:,} strings; expected at most {math.prod(array.chunks):,}"
+            )
 
     def _refuse(self, reason: str) -> NoReturn:
         raise InputError(f"{self.path}: {reason}. Copy or download the store again, or write it as h5ad.")
@@ -254,6 +300,7 @@ class _Array:
     codecs: frozenset[str]
     compressor: str | None
     is_text: bool
+    is_sharded: bool
 
     @classmethod
     def parse(cls, document: dict[str, Any]) -> _Array:
@@ -280,7 +327,9 @@ class _Array:
         # a shard holds many chunks behind an index
         compressor = None if "sharding_indexed" in codecs or not compressors else compressors[0]
         is_text = any(one.startswith("vlen") for one in codecs)
-        return cls(shape, chunks, itemsize, frozenset(codecs), compressor, is_text)
+        return cls(
+            shape, chunks, itemsize, frozenset(codecs), compressor, is_text, "sharding_indexed" in codecs
+        )
 
     @property
     def n_bytes(self) -> int:
@@ -289,6 +338,23 @@ class _Array:
     @property
     def chunk_bytes(self) -> int:
         return math.prod(self.chunks) * self.itemsize
+
+
+def _decompressed(content: bytes, compressor: str | None) -> bytes:
+    """The beginning of a chunk, whose length has been checked, or nothing if it is broken."""
+    if compressor is None:
+        return content
+    if compressor in ("gzip", "zlib"):
+        try:
+            return zlib.decompressobj(31 if compressor == "gzip" else 15).decompress(content, _HEADER)
+        except zlib.error:
+            return b""
+    from numcodecs import get_codec  # of zarr
+
+    try:
+        return bytes(get_codec({"id": compressor}).decode(content))
+    except (RuntimeError, ValueError):
+        return b""
 
 
 def _sizes(values: Any) -> tuple[int, ...]:

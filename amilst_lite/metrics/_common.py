@@ -15,6 +15,12 @@ __all__ = ["codes_of", "codes_of_both", "silhouettes"]
 
 def codes_of(values: ArrayLike) -> np.ndarray:
     """Codes 0, 1, ... of the distinct labels, -1 where missing (None, NaN, ""); (n,), int64."""
+    dtype = getattr(values, "dtype", None)
+    if isinstance(dtype, pd.CategoricalDtype):  # nothing to look up: of millions of strings it takes seconds
+        column = pd.Series(values)
+        named = [not (isinstance(level, str) and not level.strip()) for level in dtype.categories]
+        renumbered = np.where(named, np.arange(len(named)), -1)
+        return np.append(renumbered, -1)[column.cat.codes.to_numpy()].astype(np.int64)
     array: np.ndarray = np.asarray(values)
     if array.ndim != 1:
         raise InputError(f"Labels must be one-dimensional, one per spot; found shape {array.shape}.")

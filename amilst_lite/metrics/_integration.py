@@ -6,6 +6,7 @@ of spots. All get spots sorted by the embedding, so that nothing depends on the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ __all__ = [
     "graph_connectivity",
     "ilisi",
     "integration_scores",
+    "integration_scores_of_each",
     "isolated_labels_f1",
     "section_agreement",
     "silhouette_batch",
@@ -41,6 +43,8 @@ _BISECTIONS = 64
 # Up to this many spots, all pairs of distances take less time (5 s with two threads) than the compilation that
 # nearest-neighbor descent needs once in a process (26 s).
 _ALL_PAIRS_UP_TO = 50_000
+# Of more spots, so many are scored in the embedding: medians and means of them are accurate to the second digit.
+_SAMPLE = 20_000
 
 
 def silhouette_label(labels: ArrayLike, embedding: np.ndarray, *, max_spots: int = 10_000) -> float:
@@ -248,7 +252,7 @@ def graph_connectivity(labels: ArrayLike, embedding: np.ndarray, *, n_neighbors:
     """
     check_number("n_neighbors", n_neighbors, 2, integer=True)
     codes, points = _embedded(labels, embedding)
-    return _graph_connectivity(codes, points, n_neighbors)
+    return _graph_connectivity(codes, _neighbor_graph(points, n_neighbors))
 
 
 def isolated_labels_f1(annotation: ArrayLike, section: ArrayLike, domains: ArrayLike) -> float:
@@ -363,59 +367,121 @@ def integration_scores(
     Notes
     -----
     Above 10,000 spots (5,000 of one label for ``silhouette_batch``), silhouettes and LISI are evaluated on
-    evenly spaced spots, see :func:`silhouette_label` and :func:`ilisi`. The same input gives the same scores,
-    whatever the order of the spots.
+    evenly spaced spots, see :func:`silhouette_label` and :func:`ilisi`. Above 50,000 spots, the scores in the embedding
+    are those of 20,000 spots, evenly spaced along its first columns, among themselves; ``n_embedded`` is then their
+    number. The same input gives the same scores, whatever the order of the spots.
     """
-    clusters = codes_of(domains)
-    sections, names = _section_codes(section, len(clusters))
-    if (clusters >= 0).sum() < 2:
-        raise InputError(
-            f"Integration scores need at least 2 spots with a domain; found {int((clusters >= 0).sum())}."
+    return integration_scores_of_each([domains], section, embedding, annotation)[0]
+
+
+def integration_scores_of_each(
+    labelings: Sequence[ArrayLike],
+    section: ArrayLike,
+    embedding: np.ndarray | None = None,
+    annotation: ArrayLike | None = None,
+) -> list[dict[str, Any]]:
+    """`integration_scores` of several domains of the same spots; neighbors in the embedding are searched once.
+
+    Parameters
+    ----------
+    labelings : sequence of array-like, each (n_spots,)
+        Domains.
+    section, embedding, annotation
+        As in `integration_scores`.
+
+    Returns
+    -------
+    list of dict
+        In the order of ``labelings``.
+
+    Raises
+    ------
+    InputError
+        As in `integration_scores`.
+    """
+    clusterings = [codes_of(domains) for domains in labelings]
+    truth = None if annotation is None else codes_of(annotation)
+    found: list[dict[str, Any]] = []
+    for domains, clusters in zip(labelings, clusterings, strict=True):
+        sections, names = _section_codes(section, len(clusters))
+        if (clusters >= 0).sum() < 2:
+            raise InputError(
+                f"Integration scores need at least 2 spots with a domain; found {int((clusters >= 0).sum())}."
+            )
+        if annotation is not None:
+            codes_of_both(annotation, domains)  # at least two spots
+        labeled = (clusters if truth is None else truth) >= 0
+        found.append(
+            {"labels": "domains" if truth is None else "annotation", "n_labeled": int(labeled.sum())}
         )
-    truth = None
-    labels = clusters
-    if annotation is not None:
-        codes_of_both(annotation, domains)  # at least two spots
-        labels = truth = codes_of(annotation)
-    labeled = labels >= 0
-    scores: dict[str, Any] = {
-        "labels": "domains" if truth is None else "annotation",
-        "n_labeled": int(labeled.sum()),
-    }
     if embedding is not None:
-        points = _check_embedding(embedding, len(clusters))
+        chosen = _sample(np.asarray(embedding), len(sections))
+        points = (
+            _check_embedding(embedding, len(sections))
+            if chosen is None
+            else _check_embedding(np.asarray(embedding)[chosen], len(chosen))
+        )
         order = np.lexsort(points.T[::-1])
-        scores |= _embedding_scores(labels[order], sections[order], _centered(points[order]))
-    known = clusters >= 0
-    scores["nmi_domain_section"] = normalized_mutual_info(clusters[known], sections[known])
-    if truth is not None:
-        scores["nmi_annotation_section"] = normalized_mutual_info(truth[labeled], sections[labeled])
-        both = labeled & known
-        found = truth[both], clusters[both], sections[both]
-        scores["isolated_labels_f1"] = _isolated_labels_f1(found[0], found[2], found[1])
-        scores["section_ari"] = _section_agreement(*found, names)
-        defined = [value for value in scores["section_ari"].values() if np.isfinite(value)]
-        scores["section_ari_mean"] = float(np.mean(defined)) if defined else float("nan")
+        rows = order if chosen is None else chosen[order]
+        labels = [codes[rows] for codes in (clusterings if truth is None else [truth])]
+        in_embedding = _embedding_scores(labels, sections[rows], _centered(points[order]))
+        for place, scores in enumerate(found):
+            scores |= in_embedding[place if truth is None else 0]
+            if chosen is not None:
+                scores["n_embedded"] = len(chosen)
+    for clusters, scores in zip(clusterings, found, strict=True):
+        known = clusters >= 0
+        scores["nmi_domain_section"] = normalized_mutual_info(clusters[known], sections[known])
+        if truth is not None:
+            labeled = truth >= 0
+            scores["nmi_annotation_section"] = normalized_mutual_info(truth[labeled], sections[labeled])
+            both = labeled & known
+            agreeing = truth[both], clusters[both], sections[both]
+            scores["isolated_labels_f1"] = _isolated_labels_f1(agreeing[0], agreeing[2], agreeing[1])
+            scores["section_ari"] = _section_agreement(*agreeing, names)
+            defined = [value for value in scores["section_ari"].values() if np.isfinite(value)]
+            scores["section_ari_mean"] = float(np.mean(defined)) if defined else float("nan")
+    return found
+
+
+def _sample(embedding: np.ndarray, n_spots: int) -> np.ndarray | None:
+    """Rows of `_SAMPLE` spots evenly spaced along the first columns, ascending; None for up to `_ALL_PAIRS_UP_TO`."""
+    if embedding.ndim != 2 or len(embedding) != n_spots or n_spots <= _ALL_PAIRS_UP_TO:
+        return None
+    along = np.lexsort([embedding[:, column] for column in (2, 1, 0) if column < embedding.shape[1]])
+    return np.sort(along[np.linspace(0, n_spots - 1, _SAMPLE).astype(np.int64)])
+
+
+def _embedding_scores(
+    labelings: list[np.ndarray], sections: np.ndarray, points: np.ndarray
+) -> list[dict[str, float]]:
+    """For each labeling, codes with -1 for spots without a label."""
+    whole = [place for place, labels in enumerate(labelings) if (labels >= 0).all()]
+    codes = [_renumbered(labels[labels >= 0]) for labels in labelings]
+    by_section, *of_whole = _lisi([sections, *(codes[place] for place in whole)], points, 90, 10_000)
+    by_label = dict(zip(whole, of_whole, strict=True))
+    centered = _centered(points)
+    neighbors = _neighbor_graph(centered, 15) if whole else None
+    scores = []
+    for place, labels in enumerate(labelings):
+        if place in by_label:
+            lisi, within, own, graph = by_label[place], sections, centered, neighbors
+        else:
+            within, own = sections[labels >= 0], _centered(points[labels >= 0])
+            (lisi,) = _lisi([codes[place]], own, 90, 10_000)
+            graph = _neighbor_graph(own, 15)
+        scores.append(
+            {
+                "silhouette_label": _silhouette_label(codes[place], own, 10_000),
+                "silhouette_batch": _silhouette_batch(codes[place], within, own, 5000),
+                "ilisi": float(np.median(by_section)),
+                "ilisi_scaled": _scaled_ilisi(by_section, sections),
+                "clisi": float(np.median(lisi)),
+                "clisi_scaled": _scaled_clisi(lisi, codes[place]),
+                "graph_connectivity": _graph_connectivity(codes[place], graph),
+            }
+        )
     return scores
-
-
-def _embedding_scores(labels: np.ndarray, sections: np.ndarray, points: np.ndarray) -> dict[str, float]:
-    labeled = labels >= 0
-    codes, within, own = _renumbered(labels[labeled]), sections[labeled], _centered(points[labeled])
-    if labeled.all():
-        by_section, by_label = _lisi([sections, codes], points, 90, 10_000)
-    else:
-        (by_section,) = _lisi([sections], points, 90, 10_000)
-        (by_label,) = _lisi([codes], own, 90, 10_000)
-    return {
-        "silhouette_label": _silhouette_label(codes, own, 10_000),
-        "silhouette_batch": _silhouette_batch(codes, within, own, 5000),
-        "ilisi": float(np.median(by_section)),
-        "ilisi_scaled": _scaled_ilisi(by_section, sections),
-        "clisi": float(np.median(by_label)),
-        "clisi_scaled": _scaled_clisi(by_label, codes),
-        "graph_connectivity": _graph_connectivity(codes, own, 15),
-    }
 
 
 def _evenly(codes: np.ndarray, n: int) -> np.ndarray:
@@ -503,14 +569,18 @@ def _scaled_clisi(values: np.ndarray, codes: np.ndarray) -> float:
     return float((n_labels - np.median(values)) / (n_labels - 1)) if n_labels > 1 else float("nan")
 
 
-def _graph_connectivity(codes: np.ndarray, points: np.ndarray, n_neighbors: int) -> float:
-    n = len(codes)
+def _neighbor_graph(points: np.ndarray, n_neighbors: int) -> sparse.csr_matrix:
+    """The nearest spots of each spot, itself counted: (n, n)."""
+    n = len(points)
     k = min(n_neighbors, n)
     if points.shape[1] > 3 and n <= _ALL_PAIRS_UP_TO:
         search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(points)
-        neighbors = search.kneighbors_graph(points)  # loops connect nothing
-    else:
-        neighbors, _ = nearest_neighbors(points, k - 1)
+        return search.kneighbors_graph(points)  # loops connect nothing
+    return nearest_neighbors(points, k - 1)[0]
+
+
+def _graph_connectivity(codes: np.ndarray, neighbors: sparse.csr_matrix) -> float:
+    n = len(codes)
     source, target = np.repeat(np.arange(n), np.diff(neighbors.indptr)), neighbors.indices
     same = codes[source] == codes[target]
     edges = sparse.coo_matrix((np.ones(same.sum(), np.int8), (source[same], target[same])), shape=(n, n))

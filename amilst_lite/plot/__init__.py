@@ -9,8 +9,9 @@ returns a `matplotlib.figure.Figure`, which a notebook displays and `save` write
 
 Labels, names and titles are drawn literally: text between ``$`` is not parsed as a formula, and labels that
 begin with an underscore appear in legends. Characters that the default font does not have are drawn in an installed
-font that does (Noto, Source Han, and the fonts of Windows and macOS are looked into); those in none of them are
-written as an escape sequence such as ``\\u5927``.
+font that does (Noto, Source Han, and the fonts of Windows and macOS are looked into). Labels with characters that no
+installed font has are drawn as ``label 1``, ``label 2``, ..., and a warning says which is which and what to
+install; in other text such characters are written as an escape sequence such as ``\\u5927``.
 """
 
 from .bars import composition

@@ -74,10 +74,10 @@ def composition(adata: AnnData, sample_key: str | None = None, key: str = keys.R
     n_bars = min(len(counts), _MOST_BARS)
     shares = (counts / sizes[:, None])[:n_bars]  # (bars, domains + 1)
     names = [
-        f"{literal(name, 40)}  ({size:,})" for name, size in zip(sections.names[:n_bars], sizes, strict=False)
+        f"{literal(name, 40)}  ({size:,})" for name, size in zip(sections.drawn[:n_bars], sizes, strict=False)
     ]
 
-    entries = domains.entries(colors)
+    entries = domains.legend(colors)
     pitch = float(np.clip(_HIGHEST / n_bars, _THINNEST, _THICKEST))
     height = n_bars * pitch + 0.1
     figure = new_figure(text_inches(max(names, key=text_inches)) + _LENGTH + 0.2, height + 0.6)

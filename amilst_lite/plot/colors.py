@@ -15,13 +15,14 @@ from scipy.optimize import linear_sum_assignment
 
 from ..errors import InputError
 from .figure import require_matplotlib
+from .fonts import drawable
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 __all__ = [
+    "COLORS",
     "MISSING",
-    "OKABE_ITO",
     "Labels",
     "domain_colors",
     "gradual_palette",
@@ -32,7 +33,13 @@ __all__ = [
     "stored_colors",
 ]
 
-OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+# The colors of Okabe and Ito (2008) but black, pink last because stained tissue is pink. The others maximize, on a grid
+# of sRGB without dark, pale and glaring colors, the smallest difference (CIEDE2000; half of it counts for readers with
+# protanopia, deuteranopia or tritanopia) between any two, and lie apart from white, from dark pages and from gray.
+COLORS = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#F0E442", "#CC79A7", "#96005A", "#4B5A3C", "#87F096",
+    "#8778FF", "#695A78", "#693C0F", "#B4B487", "#FFC3F0", "#96784B", "#965A5A", "#C3A5A5", "#698787", "#4B3CB4",
+)  # fmt: skip
 MISSING = "#D9D9D9"  # spots without a label
 
 
@@ -41,12 +48,13 @@ MISSING = "#D9D9D9"  # spots without a label
 
 @functools.lru_cache(maxsize=8)
 def palette(n: int) -> tuple[str, ...]:
-    """Return ``n`` distinct colors; ``palette(n)`` is the beginning of ``palette(n + 1)`` for n >= 8.
+    """Return ``n`` distinct colors; ``palette(n)`` is the beginning of ``palette(n + 1)``.
 
-    The first eight are those of Okabe and Ito, which are safe for color-blind readers. Each further color is
-    the color of a fixed grid whose distance to its nearest neighbor among those already chosen (and white and
-    gray) is largest. Distances are Euclidean in OKLab (Ottosson 2020), for normal vision, protanopia and
-    deuteranopia (Machado et al., IEEE TVCG 2009). The palette is deterministic.
+    The first seven are those of Okabe and Ito; the first twenty can be told apart by color-blind readers too, and
+    are neither black nor nearly white. Each further color is the color of a fixed grid whose distance to its nearest
+    neighbor among those already chosen (and white and gray) is largest. Distances are Euclidean in OKLab (Ottosson
+    2020), for normal vision, protanopia and deuteranopia (Machado et al., IEEE TVCG 2009). The palette is
+    deterministic.
 
     Parameters
     ----------
@@ -58,10 +66,10 @@ def palette(n: int) -> tuple[str, ...]:
     tuple of str
         ``#RRGGBB``.
     """
-    if n <= len(OKABE_ITO):
-        return OKABE_ITO[:n]
+    if n <= len(COLORS):
+        return COLORS[:n]
     # Not close to white or black, and not very saturated
-    return OKABE_ITO + _most_different(n - len(OKABE_ITO), OKABE_ITO, (0.38, 0.92), 0.2)
+    return COLORS + _most_different(n - len(COLORS), COLORS, (0.38, 0.92), 0.2)
 
 
 @functools.lru_cache(maxsize=8)
@@ -185,13 +193,16 @@ class Labels:
             numbers = [int(name) for name in self.names]
             first = 0 if self.zero_based or min(numbers) == 0 else 1
             slots = [number - first for number in numbers]
-        # At least eight, so that the usual numbers of domains share one cached palette
-        available = palette(max([len(OKABE_ITO) - 1, *slots]) + 1)
+        available = palette(max(slots, default=0) + 1)
         colors = {name: available[slot] for name, slot in zip(self.names, slots, strict=True)}
         return colors | {str(name): color for name, color in (chosen or {}).items()}
 
     def spot_colors(self, colors: Mapping[str, str]) -> np.ndarray:
-        """The color of every spot, (n, 3), RGB in [0, 1].
+        """The color of every spot, (n, 3), RGB in [0, 1]; see `table`."""
+        return self.table(colors)[self.codes]
+
+    def table(self, colors: Mapping[str, str]) -> np.ndarray:
+        """The color of each name, and last of missing labels, whose code is -1: (n_names + 1, 3), RGB in [0, 1].
 
         Raises
         ------
@@ -201,10 +212,9 @@ class Labels:
         from matplotlib.colors import to_rgb
 
         try:
-            table = np.array([to_rgb(colors[name]) for name in self.names] + [to_rgb(MISSING)])
+            return np.array([to_rgb(colors[name]) for name in self.names] + [to_rgb(MISSING)])
         except ValueError as error:
             raise InputError(f"colors must map labels to colors that matplotlib knows: {error}.") from error
-        return table[self.codes]  # -1, missing, is the last row
 
     def entries(self, colors: Mapping[str, str]) -> list[tuple[str, int, str]]:
         """Entries of a legend: name, number of spots and color of each label that occurs."""
@@ -212,6 +222,16 @@ class Labels:
         entries = [(name, size, colors[name]) for name, size in zip(self.names, sizes, strict=True)]
         entries.append(("none", int((self.codes < 0).sum()), MISSING))
         return [entry for entry in entries if entry[1]]
+
+    def legend(self, colors: Mapping[str, str]) -> list[tuple[str, int, str]]:
+        """The entries with names that can be drawn; see `drawable`."""
+        shown = dict(zip(self.names, self.drawn, strict=True))
+        return [(shown.get(name, name), size, color) for name, size, color in self.entries(colors)]
+
+    @functools.cached_property
+    def drawn(self) -> tuple[str, ...]:
+        """The names as figures show them."""
+        return drawable(self.names)
 
 
 def sections_of(values: ArrayLike) -> Labels:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from .. import keys
 from ..errors import InputError
-from .colors import OKABE_ITO
+from .colors import COLORS
 from .figure import INK, QUIET_INK, SIZE, new_figure, set_title
 from .slots import is_anndata, record_of
 
@@ -78,7 +78,7 @@ def losses(history: AnnData | Mapping[str, ArrayLike], *, key_added: str = keys.
     figure = new_figure(0.3 + 1.7 * n_columns, 0.3 + 1.55 * n_rows)
     axes = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
     for axis, (name, values) in zip(axes, curves.items(), strict=False):
-        axis.plot(epochs[: len(values)], values, color=OKABE_ITO[0], linewidth=1.2)
+        axis.plot(epochs[: len(values)], values, color=COLORS[0], linewidth=1.2)
         set_title(axis, "KL divergence" if name == "kl" else name.replace("_", " "), size=SIZE, pad=14)
         axis.annotate(
             _BETTER.get(name, ""), (0, 1), xycoords="axes fraction", xytext=(0, 4), textcoords="offset points",
@@ -133,10 +133,10 @@ def selection_curve(
         )
     k, likelihood = (np.asarray(table[name], dtype=float) for name in ("n_domains", "log_likelihood"))
     figure, axis = _likelihood_axis("log-likelihood of a held-out spot\n(higher is better)")
-    axis.plot(k, likelihood, color=OKABE_ITO[0], marker="o", markersize=4, linewidth=1.2)
+    axis.plot(k, likelihood, color=COLORS[0], marker="o", markersize=4, linewidth=1.2)
     better = not np.isin(chosen, k[likelihood == likelihood.max()])
     reason = ", the smallest number\nalmost as good as the best" if better else ""
-    axis.axvline(chosen, color=OKABE_ITO[5], linestyle=":", label=f"chosen: {chosen}{reason}")
+    axis.axvline(chosen, color=COLORS[3], linestyle=":", label=f"chosen: {chosen}{reason}")
     axis.set_xlabel("number of domains", fontsize=SIZE, color=INK)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(frameon=False, fontsize=SIZE, labelcolor=INK)
@@ -181,7 +181,7 @@ def shrinkage_curve(evidence: Any, *, key_added: str = keys.DEFAULT_KEY) -> Figu
         "log-likelihood of a held-out spot,\nrelative to the best (higher is better)"
     )
     for color, width, likelihood, weights in zip(
-        OKABE_ITO,
+        COLORS,
         np.asarray(values["columns"]),
         np.asarray(values["log_likelihood"]),
         np.asarray(values["weights"]),

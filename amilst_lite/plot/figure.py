@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, MissingExtraError
+from ..partial import replacing
 from .fonts import families, has_glyph
 
 if TYPE_CHECKING:
@@ -282,12 +283,10 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: int = DPI) -> None:
     import matplotlib
 
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(extension)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with matplotlib.rc_context({"svg.hashsalt": "amilst_lite", "pdf.fonttype": 42}):
-            figure.savefig(
-                partial, format=extension, dpi=dpi, bbox_inches="tight", pad_inches=0.1, metadata=undated
-            )
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        replacing(path) as partial,
+        matplotlib.rc_context({"svg.hashsalt": "amilst_lite", "pdf.fonttype": 42}),
+    ):
+        figure.savefig(
+            partial, format=extension, dpi=dpi, bbox_inches="tight", pad_inches=0.1, metadata=undated
+        )

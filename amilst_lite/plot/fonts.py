@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
-import logging
 import re
+import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["families", "has_glyph"]
+from ..errors import warn
 
-logger = logging.getLogger("amilst_lite")
+__all__ = ["drawable", "families", "has_glyph"]
+
+_NAMED = 5  # labels that a warning names
 
 # Fonts of many scripts that systems and packages install; to look into every installed font takes seconds
 _KNOWN = re.compile(
@@ -17,6 +20,49 @@ _KNOWN = re.compile(
     r"|Microsoft|SimSun|SimHei|Malgun|Gulim|Apple ?(SD|Gothic)|Nanum|IPA|Takao|VL Gothic|AR PL|Arial Unicode|Segoe UI"
     r"|Tahoma|Nirmala|Leelawadee|Unifont|Free(Sans|Serif)|DejaVu|STIX)"
 )
+
+
+def drawable(labels: Sequence[str]) -> tuple[str, ...]:
+    """Return the labels as figures show them: those that no installed font can draw are numbered.
+
+    Parameters
+    ----------
+    labels : sequence of str
+
+    Returns
+    -------
+    tuple of str
+        ``"label 3"`` for the third one, if no font has one of its characters.
+
+    Warns
+    -----
+    AmilstWarning
+        There is such a label; the message says which number is which label, and which font to install.
+    """
+    numbered = {i: f"label {i + 1}" for i, label in enumerate(labels) if not all(map(has_glyph, label))}
+    if numbered:
+        named = ", ".join(f"{new} is {labels[i]}" for i, new in list(numbered.items())[:_NAMED])
+        more = f", and {len(numbered) - _NAMED} more" if len(numbered) > _NAMED else ""
+        scripts = "".join(char for i in numbered for char in labels[i] if not has_glyph(char))
+        warn(
+            f"figures show labels by numbers, because no installed font has their characters: {named}{more}. Install "
+            f"{_font_for(scripts)}, delete matplotlib's list of fonts (fontlist-*.json in "
+            "matplotlib.get_cachedir()), and draw again."
+        )
+    return tuple(numbered.get(i, label) for i, label in enumerate(labels))
+
+
+def _font_for(characters: str) -> str:
+    """Fonts that have most characters of these scripts, and the package of Debian and Ubuntu."""
+    east_asian = any(
+        unicodedata.name(char, "").startswith(("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO"))
+        for char in characters
+    )
+    return (
+        "Noto Sans CJK (Debian, Ubuntu: fonts-noto-cjk)"
+        if east_asian
+        else "Noto Sans (Debian, Ubuntu: fonts-noto)"
+    )
 
 
 def has_glyph(char: str) -> bool:
@@ -49,12 +95,6 @@ def _family(char: str, default: str) -> str | None:
     for name, path in _installed():
         if ord(char) in _characters(path):
             return name
-    logger.info(
-        "no installed font has %s (U+%04X), which figures show as an escape sequence; fonts such as Noto Sans CJK "
-        "have most characters",
-        ascii(char),
-        ord(char),
-    )
     return None
 
 

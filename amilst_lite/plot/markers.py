@@ -110,7 +110,8 @@ def marker_genes(
     relative = np.divide(mean, highest, out=np.zeros_like(mean), where=highest > 0)
     shown = [labels.names[code] for code in present]
     colors = labels.colors(stored_colors(adata, key))
-    return _draw(relative, share if kind == "dots" else None, chosen, shown, [colors[name] for name in shown])
+    drawn = [labels.drawn[code] for code in present]
+    return _draw(relative, share if kind == "dots" else None, chosen, drawn, [colors[name] for name in shown])
 
 
 def _leading(adata: AnnData, slot: str, domains: Sequence[str], n_genes: int) -> list[str]:

@@ -16,6 +16,7 @@ from ..metrics import adjusted_rand_index
 from ..spatial.neighbors import check_coordinates, typical_spacing
 from .colors import Labels, matched_colors, sections_of, stored_colors
 from .figure import DPI, INK, RASTERIZE_FROM, SIZE, as_written, left_out, literal, require_matplotlib
+from .image import as_rgb
 from .panels import MOST_PANELS, Block, arrange
 from .slots import obs_column, recorded_sections, some
 from .units import check_micrometers, micrometers_of, scale_bar
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["domains", "draw_domains", "obs_column", "recorded_sections"]
+__all__ = ["domains", "draw_domains", "libraries_of", "plausible_diameter", "split_sections"]
 
 MOST_SECTIONS = 48
 _SPOTS_OF_A_PLANE = 3  # on average; with fewer, z is a coordinate and not the number of a plane
 _FRAMED_FROM = 20  # spots; in smaller sections none is far away
 _FAR = 1.0  # beyond the outer 1 % of the spots by more than this share of the extent of the others
+_MOST_DRAWN = 500_000  # spots of all sections together; a figure has no more pixels to show them
+_GAPLESS = 1.5  # diameter of the disc of a spot that stands for a square, as a multiple of its side
 _NUMBERED_FROM = 21  # labels; so many colors are hard to match with a legend
 _LABEL = 0.25  # width of the longest label written on the tissue, inches
 
@@ -59,7 +62,9 @@ class _Kind:
     """What one panel of every section shows: labels, or numbers."""
 
     name: str
-    per_spot: dict[str, np.ndarray]  # options of the discs, one entry for each spot
+    per_spot: Callable[
+        [np.ndarray], dict[str, np.ndarray]
+    ]  # spots → options of their discs, one entry for each
     groups: Labels | None = None
     colors: dict[str, str] = field(default_factory=dict)
     common: dict[str, Any] = field(default_factory=dict)  # options of all discs
@@ -67,11 +72,18 @@ class _Kind:
 
     @classmethod
     def of(cls, name: str, groups: Labels, colors: dict[str, str], in_legend: bool = True) -> _Kind:
-        return cls(name, {"facecolors": groups.spot_colors(colors)}, groups, colors, in_legend=in_legend)
+        table = groups.table(colors)
+        return cls(
+            name,
+            lambda spots: {"facecolors": table[groups.codes[spots]]},
+            groups,
+            colors,
+            in_legend=in_legend,
+        )
 
     @property
     def entries(self) -> list[tuple[str, int, str]] | None:
-        return None if self.groups is None else self.groups.entries(self.colors)
+        return None if self.groups is None else self.groups.legend(self.colors)
 
 
 def domains(
@@ -170,7 +182,7 @@ def domains(
         name: None if column is None else obs_column(adata, column) for name, column in columns.items()
     }
     sections = split_sections(points, recorded_sections(adata, key, sample_key))
-    libraries = _libraries(adata, library_id, sections.names)
+    libraries = libraries_of(adata, library_id, sections.names)
     check_micrometers(micrometers_per_unit)
 
     def slide(section: int, spots: np.ndarray) -> _Slide:
@@ -187,7 +199,7 @@ def domains(
         unit = micrometers_per_unit or micrometers_of(
             adata, library, points[:, :2], sections.codes == section, basis=basis
         )
-        diameter = spot_diameter or (_plausible(recorded, spots) if found else None)
+        diameter = spot_diameter or (plausible_diameter(recorded, spots) if found else None)
         return _Slide(pixels, scale, diameter, unit)
 
     return _draw(
@@ -335,6 +347,7 @@ def _draw(
     points = points[:, :2]
     n_drawn = min(len(sections.names), MOST_SECTIONS, MOST_PANELS // len(kinds))
     drawn = [np.flatnonzero(sections.codes == i) for i in range(n_drawn)]
+    shown, sides = _thinned(points, drawn)
     spacings = _spacings([points[spots] for spots in drawn])
     frames = [_frame(points[spots], spacing) for spots, spacing in zip(drawn, spacings, strict=True)]
     slides = [slide(i, points[spots]) for i, spots in enumerate(drawn)]
@@ -354,35 +367,35 @@ def _draw(
         named=several,
         scored=truth is not None,
         title=title,
-        notes=_notes(n_drawn, sections, frames),
+        notes=_notes(n_drawn, sections, frames, sum(map(len, shown)), sum(map(len, drawn))),
         scale_bar=scale_bar(float(extent.max())) if known else None,
     )
     inch = float(extent.max()) / panels.longer_side
     smallest = 1.5 * inch / DPI  # discs much smaller than a pixel would be nearly invisible
     closest = _LABEL * inch
-    for i, (spots, spacing, frame, below, unit) in enumerate(
-        zip(drawn, spacings, frames, slides, units.tolist(), strict=True)
+    for i, (spots, chosen, side, spacing, frame, below, unit) in enumerate(
+        zip(drawn, shown, sides, spacings, frames, slides, units.tolist(), strict=True)
     ):
         middle, half = (frame.low + frame.high) / 2, extent / unit / 2
         discs = [
             _draw_section(
                 axis,
-                points=points[spots],
-                diameter=max(below.spot_diameter or 0.95 * spacing, smallest / unit),
+                points=points[chosen],
+                diameter=max(below.spot_diameter or 0.95 * spacing, smallest / unit, _GAPLESS * side),
                 low=middle - half,
                 high=middle + half,
                 slide=below,
                 rasterized=len(points) > RASTERIZE_FROM,
-                **{name: values[spots] for name, values in kind.per_spot.items()},
+                **kind.per_spot(chosen),
                 **kind.common,
             )
             for axis, kind in zip(panels.axes[i], kinds, strict=True)
         ]
         for axis, kind in zip(panels.axes[i], kinds, strict=True):
             if kind.groups is not None:
-                _write_labels(axis, points[spots], kind.groups, kind.groups.codes[spots], closest / unit)
+                _write_labels(axis, points[chosen], kind.groups, kind.groups.codes[chosen], closest / unit)
         titles = [kind.name + _agreement(truth, kind.groups, spots) for kind in kinds]
-        panels.set_titles(i, titles, sections.names[i] if several else None)
+        panels.set_titles(i, titles, sections.drawn[i] if several else None)
     if panels.color_bar is not None:
         clipped = "min" if kinds[-1].common["norm"].vmin > 0 else "neither"
         bar = panels.figure.colorbar(
@@ -393,9 +406,40 @@ def _draw(
     return panels.figure
 
 
-def _notes(n_drawn: int, sections: Labels, frames: list[_Frame]) -> list[str]:
+def _thinned(points: np.ndarray, sections: list[np.ndarray]) -> tuple[list[np.ndarray], list[float]]:
+    """The spots to draw of each section, and the sides of the squares that each of them stands for.
+
+    All, and zero, up to `_MOST_DRAWN`. Of more, one at random in each square of a grid, the same share of each section:
+    a sample without the gaps and clumps of one that ignores where the spots are.
+    """
+    n_spots = sum(map(len, sections))
+    if n_spots <= _MOST_DRAWN:
+        return sections, [0.0] * len(sections)
+    shown, sides = [], []
+    for number, spots in enumerate(sections):
+        wanted = max(1, len(spots) * _MOST_DRAWN // n_spots)
+        mixed = np.random.default_rng(number).permutation(len(spots))
+        own = points[spots[mixed]]
+        low = own.min(axis=0)
+        side = float(np.sqrt(np.maximum(np.ptp(own, axis=0), 1e-12).prod() / wanted))
+        for _ in range(3):  # tissue does not fill the rectangle around it
+            cells = ((own - low) / side).astype(np.int64)
+            _, first = np.unique(cells[:, 0] * (cells[:, 1].max() + 1) + cells[:, 1], return_index=True)
+            if 0.9 * wanted <= len(first) <= wanted:
+                break
+            side *= float(np.sqrt(len(first) / (0.95 * wanted)))
+        shown.append(np.sort(spots[mixed[first]]))
+        sides.append(side)
+    return shown, sides
+
+
+def _notes(n_drawn: int, sections: Labels, frames: list[_Frame], n_shown: int, n_spots: int) -> list[str]:
     """What the figure does not show."""
     notes = []
+    if n_shown < n_spots:
+        notes.append(
+            f"{n_shown:,} of {n_spots:,} spots are drawn, one at random in each of as many squares; numbers count all."
+        )
     if n_drawn < len(sections.names):
         notes.append(left_out(n_drawn, len(sections.names)))
     cut = [
@@ -413,7 +457,7 @@ def _notes(n_drawn: int, sections: Labels, frames: list[_Frame]) -> list[str]:
 
 def _write_labels(axis: Axes, points: np.ndarray, groups: Labels, codes: np.ndarray, closest: float) -> None:
     """Write many short labels on the tissue, each in the middle of its spots unless it would cover another."""
-    if len(groups.names) < _NUMBERED_FROM or max(map(len, groups.names)) > 4:
+    if len(groups.names) < _NUMBERED_FROM or max(map(len, groups.drawn)) > 4:
         return
     from matplotlib.patheffects import withStroke
 
@@ -425,7 +469,7 @@ def _write_labels(axis: Axes, points: np.ndarray, groups: Labels, codes: np.ndar
         if (np.hypot(*(written - middle).T) < closest).any():
             continue
         written = np.vstack([written, middle])
-        text = literal(groups.names[code])
+        text = literal(groups.drawn[code])
         axis.text(
             float(middle[0]), float(middle[1]), text, fontsize=SIZE - 2, color="black", ha="center", va="center",
             clip_on=True, path_effects=[withStroke(linewidth=1.5, foreground="white")], **as_written(text),
@@ -440,7 +484,7 @@ def _confidence(values: np.ndarray) -> _Kind:
     floor = float(np.floor(10 * np.quantile(finite, 0.02)) / 10) if len(finite) else 0.0
     shades = LinearSegmentedColormap.from_list("confidence", ["#3F1052", "#8E3A7A", "#D58AA5", "#E9DFE3"])
     scale = {"cmap": shades, "norm": Normalize(min(floor, 0.9), 1.0)}
-    return _Kind("Confidence", {"array": values}, common=scale)
+    return _Kind("Confidence", lambda spots: {"array": values[spots]}, common=scale)
 
 
 def _agreement(truth: Labels | None, groups: Labels | None, spots: np.ndarray) -> str:
@@ -469,7 +513,7 @@ def _draw_section(
 
     if slide.image is not None:
         height, width = np.array(np.shape(slide.image)[:2]) / slide.image_scale
-        axis.imshow(slide.image, extent=(0, width, height, 0), alpha=0.75)
+        axis.imshow(as_rgb(slide.image), extent=(0, width, height, 0), alpha=0.75)
     discs = EllipseCollection(
         [diameter],
         [diameter],
@@ -513,7 +557,7 @@ def _spacings(sections: list[np.ndarray]) -> list[float]:
     return [one or usual or _spacing(points) for one, points in zip(told, sections, strict=True)]
 
 
-def _plausible(diameter: float | None, points: np.ndarray) -> float | None:
+def plausible_diameter(diameter: float | None, points: np.ndarray) -> float | None:
     """The recorded diameter of a spot, or None if it is not in the unit of the coordinates."""
     if diameter is None:
         return None
@@ -524,7 +568,9 @@ def _plausible(diameter: float | None, points: np.ndarray) -> float | None:
 # ----------------------------------------------------------------------------------------------- AnnData
 
 
-def _libraries(adata: AnnData, library_id: str | None, sections: tuple[str, ...]) -> list[Mapping[str, Any]]:
+def libraries_of(
+    adata: AnnData, library_id: str | None, sections: tuple[str, ...]
+) -> list[Mapping[str, Any]]:
     """The entry of ``uns["spatial"]`` (images, scale factors, metadata) of each section, or an empty one."""
     libraries = adata.uns.get(keys.SPATIAL, {})
     if library_id is not None and library_id not in libraries:

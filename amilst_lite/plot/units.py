@@ -7,23 +7,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from .. import keys
 from ..errors import InputError
-from ..io.coordinates import is_visium_array
+from ..io.coordinates import visium_pixel_size
 from ..io.platform import micrometers_per_unit
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 __all__ = ["check_micrometers", "micrometers_of", "scale_bar"]
-
-# Distance of neighboring spots of Visium in µm (10x Genomics), in a row and from row to row. The diameter of a spot is
-# 55 µm too, but spot_diameter_fullres is not: Space Ranger wrote 65 % of this distance, or 70 %.
-_PITCH = 100.0
-_ROW_PITCH = _PITCH * math.sqrt(3) / 2
-_MOST_ANISOTROPIC = 1.05
 
 
 def check_micrometers(micrometers_per_unit: float | None) -> None:
@@ -67,25 +60,8 @@ def micrometers_of(
     )
     if not is_visium or not {"array_row", "array_col"} <= set(adata.obs):
         return None
-    column, row = (
-        pd.to_numeric(adata.obs[name][spots], errors="coerce") for name in ("array_col", "array_row")
-    )
-    if not is_visium_array(row, column):
-        return None
-    return _of_visium(points[spots], column.to_numpy(np.float64), row.to_numpy(np.float64))
-
-
-def _of_visium(points: np.ndarray, column: np.ndarray, row: np.ndarray) -> float | None:
-    """From the places of the spots on the slide."""
-    slide = np.column_stack([column * _PITCH / 2, row * _ROW_PITCH])
-    # points = slide @ linear + shift; columns are x and y of the points
-    linear = np.linalg.lstsq(slide - slide.mean(axis=0), points - points.mean(axis=0), rcond=None)[0]
-    residual = points - points.mean(axis=0) - (slide - slide.mean(axis=0)) @ linear
-    across, along = np.linalg.svd(linear, compute_uv=False)
-    # Coordinates that are the numbers of rows and columns, or of another slide
-    if along <= 0 or across / along > _MOST_ANISOTROPIC or np.abs(residual).max() > 0.5 * _PITCH * along:
-        return None
-    return float(1 / math.sqrt(across * along))
+    size = visium_pixel_size(points[spots], adata.obs["array_row"][spots], adata.obs["array_col"][spots])
+    return None if size is None else abs(size)
 
 
 def scale_bar(extent: float) -> tuple[float, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import AmilstWarning, InputError
+from ..errors import InputError, warn
 from ..validation import check_model_arrays
 from .counts import CountRows
-from .normalize import NormalizedCounts, Preparation, component_scores, survey, take_genes
+from .normalize import NormalizedCounts, Preparation, chosen_counts, component_scores, survey, take_genes
 from .pca import PCA
 
 __all__ = ["FittedPreparation"]
@@ -118,10 +117,12 @@ class FittedPreparation:
         found = survey(rows)
         mask = np.zeros(rows.shape[1], dtype=bool)
         mask[places[present]] = True
-        chosen = take_genes(rows, mask, int(found.n_seen[mask].sum()))
+        n_entries = int(found.n_seen[mask].sum())
         columns = np.searchsorted(np.flatnonzero(mask), places[present])
-        if not np.array_equal(columns, np.arange(len(columns))):
-            chosen = chosen[:, columns]
+        if np.array_equal(columns, np.arange(len(columns))):
+            chosen = chosen_counts(rows, mask, n_entries)
+        else:
+            chosen = take_genes(rows, mask, n_entries)[:, columns]
         share = float(self.abundance[present].sum())
         target = self.target if self.normalization == "published" or present.all() else self.target * share
         normalized = NormalizedCounts(chosen, self.normalization, target)
@@ -171,9 +172,7 @@ class FittedPreparation:
             f"have {missing:.1%} of the variance of its components"
         )
         if missing > _MANY_MISSING:
-            warnings.warn(
-                f"{text}. Compare the domains with those of a run of their own.", AmilstWarning, stacklevel=4
-            )
+            warn(f"{text}. Compare the domains with those of a run of their own.")
         else:
             logger.info("%s", text)
 

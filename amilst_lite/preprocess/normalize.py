@@ -8,17 +8,18 @@ it. The spots × genes matrix is never made dense, and the counts passed in are 
 from __future__ import annotations
 
 import logging
-import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from scipy import sparse
 
 from ..config import PreprocessConfig
-from ..errors import AmilstWarning, InputError
-from .counts import BLOCK_ENTRIES, CountRows
+from ..errors import InputError, warn
+from ..progress import begin
+from .counts import CountRows, dense_block, is_on_disk
 from .pca import PCA
 
 __all__ = [
@@ -35,9 +36,13 @@ _SELECTION_SPOTS = 20_000  # spots on which genes are chosen
 _SELECTION_RUNS = (
     40  # stretches of the curve that they form: compact patches, whose neighbors are mostly inside
 )
-_SMALL = 20_000_000  # stored entries up to which normalized expression is held in memory: passes are faster
+_SMALL = 20_000_000  # stored entries up to which counts and normalized expression are held in memory: passes are faster
+_CPU_BLOCK, _DEVICE_BLOCK = 1 << 19, 1 << 25  # residuals computed at a time; 2 MiB fit the cache of a CPU
+_DISPERSION = 100.0  # θ of the negative binomial
 _MIN_SPOTS = 3  # genes seen in fewer spots are dropped
 _DOMINANT = 0.05  # "published": genes above this share of any spot are left out of the totals
+
+Neighbors: TypeAlias = "sparse.csr_matrix | Callable[[], sparse.csr_matrix] | None"
 
 
 @dataclass(frozen=True)
@@ -82,12 +87,15 @@ class Survey:
         At most 20,000 spots, ascending, on which genes are selected.
     sample : csr_matrix, (n_sampled, n_genes)
         Their counts.
+    gene_totals : ndarray of float64, (n_genes,)
+        Total counts of the genes.
     """
 
     n_seen: np.ndarray
     depth: np.ndarray
     sampled: np.ndarray
     sample: sparse.csr_matrix
+    gene_totals: np.ndarray
 
 
 def survey(counts: CountRows, order: np.ndarray | None = None) -> Survey:
@@ -119,6 +127,7 @@ def survey(counts: CountRows, order: np.ndarray | None = None) -> Survey:
         places = np.unique(starts[:, None] + np.arange(length))
         sampled = places if order is None else np.sort(order[places])
     n_seen = np.zeros(n_genes, dtype=np.int64)
+    gene_totals = np.zeros(n_genes)
     depth = np.empty(n_spots)
     sample, n_broken, n_values, largest = [], 0, 0, 0.0
     for rows, block in counts:
@@ -138,6 +147,7 @@ def survey(counts: CountRows, order: np.ndarray | None = None) -> Survey:
         largest = max(largest, float(values.max(initial=0.0)))
         # explicit zeros do not count as seen
         n_seen += np.bincount(block.indices[values > 0], minlength=n_genes)
+        gene_totals += np.bincount(block.indices, values, n_genes)
         depth[rows] = block @ np.ones(n_genes)
         inside = sampled[np.searchsorted(sampled, rows.start) : np.searchsorted(sampled, rows.stop)]
         sample.append(block if len(inside) == block.shape[0] else block[inside - rows.start])
@@ -145,22 +155,15 @@ def survey(counts: CountRows, order: np.ndarray | None = None) -> Survey:
     if n_empty == n_spots:
         raise InputError('all counts are zero. Check that X or layers["counts"] holds the raw counts.')
     if n_broken:
-        warnings.warn(
+        warn(
             f"counts should be integers, but {n_broken / n_values:.0%} of the non-zero values are not "
             f"(largest {largest:g}). If this is normalized or logarithmic expression, put the raw counts into "
-            'X or layers["counts"]. The values are used as they are.',
-            AmilstWarning,
-            stacklevel=2,
+            'X or layers["counts"]. The values are used as they are.'
         )
     if n_empty:
-        warnings.warn(
-            f"{n_empty} of {n_spots} spots have no counts; their domain depends on their neighbors only.",
-            AmilstWarning,
-            stacklevel=2,
-        )
-    return Survey(
-        n_seen, depth, sampled, sample[0] if len(sample) == 1 else sparse.vstack(sample, format="csr")
-    )
+        warn(f"{n_empty} of {n_spots} spots have no counts; their domain depends on their neighbors only.")
+    joined = sample[0] if len(sample) == 1 else sparse.vstack(sample, format="csr")
+    return Survey(n_seen, depth, sampled, joined, gene_totals)
 
 
 def select_genes(
@@ -168,6 +171,7 @@ def select_genes(
     n_genes: int,
     neighbors: sparse.csr_matrix | None = None,
     sections: np.ndarray | None = None,
+    device: str | torch.device = "cpu",
 ) -> np.ndarray:
     """The genes whose Pearson residuals, averaged over each spot's neighbors, vary most.
 
@@ -187,6 +191,8 @@ def select_genes(
     sections : ndarray of int, (n_spots,), optional
         Abundances and variances are those within sections, averaged over the spots: a gene that differs between
         sections only is not selected for that.
+    device : str or torch.device
+        Where residuals are computed.
 
     Returns
     -------
@@ -196,10 +202,6 @@ def select_genes(
     n_spots, n_all = counts.shape
     if n_all <= n_genes:
         return np.arange(n_all)
-    mean = None
-    if neighbors is not None:
-        degrees = np.maximum(np.asarray(neighbors.sum(1)).ravel(), 1)
-        mean = (sparse.diags(1 / degrees) @ neighbors).astype(np.float32).tocsr()
     by_gene = counts.tocsc()
     totals = np.asarray(counts.sum(1, dtype=np.float64)).ravel()
     groups = [np.arange(n_spots)] if sections is None else _rows_by_section(sections)
@@ -209,20 +211,46 @@ def select_genes(
         if totals[rows].any():
             share[rows, 0] = totals[rows] / totals[rows].sum()
         abundance[place] = counts[rows].sum(0, dtype=np.float64)
-    limit = np.float32(np.sqrt(n_spots))
-    variance = np.empty(n_all)
-    width = max(1, BLOCK_ENTRIES // n_spots)
+    where = torch.device(device)
+    average = _neighbor_average(neighbors, where)
+    shares, abundances = torch.from_numpy(share).to(where), torch.from_numpy(abundance).to(where)
+    spots = [torch.from_numpy(rows).to(where) for rows in groups]
+    limit = float(np.sqrt(n_spots))
+    width = max(1, (_CPU_BLOCK if where.type == "cpu" else _DEVICE_BLOCK) // n_spots)
+    variances = []
     for start in range(0, n_all, width):
         block = slice(start, start + width)
-        expected = np.empty((n_spots, abundance[:, block].shape[1]), np.float32)  # spots × genes of the block
-        for place, rows in enumerate(groups):
-            expected[rows] = share[rows] * abundance[place, block]
-        residuals = by_gene[:, block].toarray() - expected
-        residuals /= np.sqrt(expected + expected**2 / np.float32(100.0) + np.float32(1e-12))
-        np.clip(residuals, -limit, limit, out=residuals)
-        smooth = residuals if mean is None else mean @ residuals
-        variance[block] = sum(smooth[rows].var(0, dtype=np.float64) * len(rows) for rows in groups) / n_spots
-    return np.sort(np.argsort(-variance, kind="stable")[:n_genes])
+        residuals = dense_block(by_gene[:, block], where)  # spots × genes of the block
+        expected = shares * abundances[0, block]
+        for place, members in enumerate(spots[1:], 1):
+            expected[members] = shares[members] * abundances[place, block]
+        residuals -= expected
+        residuals *= expected.square().div_(_DISPERSION).add_(expected).add_(1e-12).rsqrt_()
+        smooth = average(residuals.clamp_(-limit, limit))
+        variance = torch.zeros(smooth.shape[1], dtype=torch.float64, device=where)
+        for members in spots:
+            own = smooth if len(spots) == 1 else smooth[members]
+            variance += (own - own.mean(0)).square_().sum(0) / n_spots
+        variances.append(variance)
+    varies = torch.cat(variances).cpu().numpy()  # the only wait for the device
+    return np.sort(np.argsort(-varies, kind="stable")[:n_genes])
+
+
+def _neighbor_average(
+    neighbors: sparse.csr_matrix | None, device: torch.device
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The map of rows to the means over their neighbors; zeros where there are none."""
+    if neighbors is None:
+        return lambda rows: rows
+    degrees = np.diff(neighbors.indptr)
+    weights = np.repeat((1 / np.maximum(degrees, 1)).astype(np.float32), degrees)
+    columns, offsets, shares = (
+        torch.from_numpy(part).to(device)
+        for part in (neighbors.indices.astype(np.int64), neighbors.indptr.astype(np.int64), weights)
+    )
+    return lambda rows: torch.nn.functional.embedding_bag(
+        columns, rows, offsets, mode="sum", per_sample_weights=shares, include_last_offset=True
+    )
 
 
 def _rows_by_section(sections: np.ndarray) -> list[np.ndarray]:
@@ -247,6 +275,15 @@ def take_genes(counts: CountRows, genes: np.ndarray, n_entries: int) -> sparse.c
     return sparse.csr_matrix((values, columns, ends), shape=(counts.shape[0], int(genes.sum())))
 
 
+def chosen_counts(counts: CountRows, genes: np.ndarray, n_entries: int) -> sparse.csr_matrix | CountRows:
+    """The counts of the genes in the mask, of which ``n_entries`` are not zero; many on disk are left there."""
+    if genes.all() and sparse.issparse(counts.counts):
+        return counts.counts
+    if is_on_disk(counts.counts) and n_entries > _SMALL:
+        return CountRows(counts.counts, genes)
+    return take_genes(counts, genes, n_entries)
+
+
 class NormalizedCounts:
     """Log-normalized expression, computed for the rows that are accessed.
 
@@ -254,13 +291,15 @@ class NormalizedCounts:
 
     Parameters
     ----------
-    counts : csr_matrix, (n_spots, n_genes)
+    counts : csr_matrix or CountRows, (n_spots, n_genes)
         Non-negative; not changed.
     normalization : str
         ``"median"``: the common total is the median one. ``"published"``: it is 1, and genes above 5 % of any
         spot are left out of the totals (but kept in the result).
     target : float, optional
         The common total, if it is to be that of other sections.
+    totals : ndarray of float64, (n_spots,), optional
+        Total counts of the spots, if they are known.
 
     Attributes
     ----------
@@ -273,11 +312,15 @@ class NormalizedCounts:
     dtype = np.dtype(np.float32)
 
     def __init__(
-        self, counts: sparse.csr_matrix, normalization: str = "median", target: float | None = None
+        self,
+        counts: sparse.csr_matrix | CountRows,
+        normalization: str = "median",
+        target: float | None = None,
+        totals: np.ndarray | None = None,
     ) -> None:
-        self.counts = CountRows(counts)
+        self.counts = counts if isinstance(counts, CountRows) else CountRows(counts)
         self.shape = counts.shape
-        totals = self.counts.totals()
+        totals = self.counts.totals() if totals is None else totals
         if normalization == "published":
             totals = self._totals_without_dominant_genes(totals)
         if target is None:
@@ -308,9 +351,10 @@ class NormalizedCounts:
 def normalize(
     counts: Any,
     config: PreprocessConfig | None = None,
-    neighbors: sparse.csr_matrix | None = None,
+    neighbors: Neighbors = None,
     order: np.ndarray | None = None,
     sections: np.ndarray | None = None,
+    device: str | torch.device = "cpu",
 ) -> tuple[NormalizedCounts, np.ndarray, np.ndarray]:
     """Select genes; expression is normalized when rows are accessed.
 
@@ -320,12 +364,14 @@ def normalize(
         Raw counts, read in two passes.
     config : PreprocessConfig
         ``n_top_genes`` and ``normalization``.
-    neighbors : csr_matrix, (n_spots, n_spots), optional
-        See `select_genes`.
+    neighbors : csr_matrix, (n_spots, n_spots), or callable that returns it, optional
+        See `select_genes`. A callable is called only if genes are selected.
     order : ndarray of int64, (n_spots,), optional
         See `survey`.
     sections : ndarray of int, (n_spots,), optional
         See `select_genes`.
+    device : str or torch.device
+        Where genes are selected.
 
     Returns
     -------
@@ -342,6 +388,19 @@ def normalize(
         Unusable counts, see `survey`; no gene is seen in at least 3 spots.
     """
     config = PreprocessConfig() if config is None else config
+    normalized, genes, found = _normalized(counts, config, neighbors, order, sections, device)
+    return normalized, genes, found.depth
+
+
+def _normalized(
+    counts: Any,
+    config: PreprocessConfig,
+    neighbors: Neighbors,
+    order: np.ndarray | None,
+    sections: np.ndarray | None,
+    device: str | torch.device,
+) -> tuple[NormalizedCounts, np.ndarray, Survey]:
+    """`normalize`, with the survey of the counts."""
     rows = CountRows(counts)
     found = survey(rows, order)
     genes = found.n_seen >= _MIN_SPOTS
@@ -353,20 +412,22 @@ def normalize(
     if config.n_top_genes is not None and genes.sum() > config.n_top_genes:
         kept = np.flatnonzero(genes)
         genes = np.zeros_like(genes)
-        if neighbors is not None and len(found.sampled) < neighbors.shape[0]:
-            neighbors = neighbors[found.sampled][:, found.sampled]
+        pattern: sparse.csr_matrix | None = neighbors() if callable(neighbors) else neighbors
+        if pattern is not None and len(found.sampled) < pattern.shape[0]:
+            pattern = pattern[found.sampled][:, found.sampled]
         if sections is not None:
             sections = sections[found.sampled]
-        genes[kept[select_genes(found.sample[:, kept], config.n_top_genes, neighbors, sections)]] = True
-    whole = sparse.issparse(rows.counts) and genes.all()
-    chosen = rows.counts if whole else take_genes(rows, genes, int(found.n_seen[genes].sum()))
-    return NormalizedCounts(chosen, config.normalization), genes, found.depth
+        best = select_genes(found.sample[:, kept], config.n_top_genes, pattern, sections, device)
+        genes[kept[best]] = True
+    chosen = chosen_counts(rows, genes, int(found.n_seen[genes].sum()))
+    totals = found.depth if genes.all() else None
+    return NormalizedCounts(chosen, config.normalization, totals=totals), genes, found
 
 
 def prepare(
     counts: Any,
     config: PreprocessConfig | None = None,
-    neighbors: sparse.csr_matrix | None = None,
+    neighbors: Neighbors = None,
     *,
     order: np.ndarray | None = None,
     sections: np.ndarray | None = None,
@@ -381,8 +442,8 @@ def prepare(
         Raw counts, in memory or on disk; not changed.
     config : PreprocessConfig
         Settings. There are fewer components than ``n_components`` where spots or genes are too few.
-    neighbors : csr_matrix, (n_spots, n_spots), optional
-        Spatial neighbors, see `select_genes`.
+    neighbors : csr_matrix, (n_spots, n_spots), or callable that returns it, optional
+        Spatial neighbors, see `normalize`.
     order : ndarray of int64, (n_spots,), optional
         See `survey`.
     sections : ndarray of int, (n_spots,), optional
@@ -390,7 +451,7 @@ def prepare(
     seed : int
         For the randomized decomposition of large sections.
     device : str or torch.device
-        Where the decomposition runs.
+        Where genes are selected and the decomposition runs.
 
     Raises
     ------
@@ -398,25 +459,24 @@ def prepare(
         Unusable counts, see `survey` and `normalize`.
     """
     config = PreprocessConfig() if config is None else config
-    normalized, genes, depth = normalize(counts, config, neighbors, order, sections)
+    normalized, genes, found = _normalized(counts, config, neighbors, order, sections, device)
     n_spots, n_genes = normalized.shape
     # centering removes one dimension where spots are fewer than genes
     n_components = max(1, min(config.n_components, n_spots - 1, n_genes))
     if n_components < config.n_components:
         logger.info("%d spots × %d genes have at most %d components", n_spots, n_genes, n_components)
-    logger.info("PCA")
+    begin("PCA")
     pca = PCA(n_components, scale=config.normalization == "published", random_state=seed, device=device)
-    small = normalized.counts.counts.nnz <= _SMALL
+    small = normalized.counts.n_entries <= _SMALL
     features = (
         pca.fit_transform(normalized[:])
         if small
         else component_scores(pca.fit_chunks(normalized), normalized)
     )
-    gene_totals = np.asarray(normalized.counts.counts.sum(0, dtype=np.float64)).ravel()
-    return Preparation(features, genes, depth, pca, normalized.target, gene_totals)
+    return Preparation(features, genes, found.depth, pca, normalized.target, found.gene_totals[genes])
 
 
 def component_scores(pca: PCA, normalized: NormalizedCounts) -> np.ndarray:
     """Scores of a fitted PCA, (n_spots, n_components) float32; of large sections block by block."""
-    small = normalized.counts.counts.nnz <= _SMALL
+    small = normalized.counts.n_entries <= _SMALL
     return pca.transform(normalized[:]) if small else pca.transform_chunks(normalized)

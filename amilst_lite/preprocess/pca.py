@@ -13,10 +13,12 @@ Chan, Golub and LeVeque 1983 (sums of squares about a shift).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import scipy.linalg
+import scipy.linalg.blas
 import scipy.sparse
 import scipy.sparse.linalg
 import torch
@@ -25,6 +27,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from ..errors import InputError
 from ..runtime import make_generator, resolve_device, standard_math, threads_for
 from ..validation import check_array, check_fitted, check_number, check_random_state
+from .counts import dense_block
 
 __all__ = ["PCA"]
 
@@ -37,6 +40,8 @@ Columns = Callable[[], Iterable[tuple[slice, Any]]]
 _CPU_BLOCK, _DEVICE_BLOCK = 1 << 19, 1 << 25
 """Entries of a dense block (on a CPU: 2 MiB of float32, which fit its cache); at most eight times as many
 where the matrix has so many columns that a block would have few rows."""
+_READ_BLOCK = 1 << 22
+"""Entries that are read at a time from a source on disk."""
 _FLUSH = 16
 """Blocks whose products are summed in their own precision before they are added to a float64 sum."""
 _EXACT_SIDE = 3000
@@ -154,7 +159,11 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def _checked_blocks(self, source: Any) -> Blocks:
         """Passes over ``source`` in checked blocks of the size for the device."""
-        start: Blocks = source if callable(source) else _row_blocks(source, _DEVICE_BLOCK)
+        if callable(source):
+            start: Blocks = source
+        else:  # as many whole blocks of the device at a time as are read quickly
+            n_blocks = max(1, _READ_BLOCK // self._block())
+            start = _row_blocks(source, self._block(), n_blocks)
 
         def blocks() -> Iterator[Any]:
             for block in start():
@@ -223,20 +232,32 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def transform(self, X: Any) -> np.ndarray:
         """Scores of the rows of ``X``; (n_samples, n_components)."""
         check_fitted(self, "components_")
-        return self._scores(_row_blocks(self._check(X, reset=False), self._block()))
+        matrix = self._check(X, reset=False)
+        return self._scores(_row_blocks(matrix, self._block()), matrix.shape[0])
 
     def transform_chunks(self, source: Any) -> np.ndarray:
         """Scores of the rows of a source such as `fit_chunks` accepts; (n_samples, n_components)."""
         check_fitted(self, "components_")
-        return self._scores(self._checked_blocks(source))
+        return self._scores(self._checked_blocks(source), None if callable(source) else source.shape[0])
 
-    def _scores(self, blocks: Blocks) -> np.ndarray:
+    def _scores(self, blocks: Blocks, n: int | None) -> np.ndarray:
+        """Scores of the rows of the blocks, ``n`` in all, if that is known."""
         z = _Standardized(self, resolve_device(self.device), self.components_.dtype)
         z.use(self.mean_, self.scale_, self.clipped_mean_)
         axes = torch.from_numpy(self.components_.T.copy()).to(z.device)
         with standard_math():
-            scores = [(z(block) @ axes).cpu().numpy() for block in blocks()]
-        return np.concatenate(scores) if scores else np.empty((0, axes.shape[1]), self.components_.dtype)
+            found = ((z(block) @ axes).cpu().numpy() for block in blocks())
+            if n is None:
+                parts = list(found)
+                return (
+                    np.concatenate(parts) if parts else np.empty((0, axes.shape[1]), self.components_.dtype)
+                )
+            scores = np.empty((n, axes.shape[1]), self.components_.dtype)
+            at = 0
+            for part in found:  # no list of parts beside the whole
+                scores[at : at + len(part)] = part
+                at += len(part)
+        return scores
 
     def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:
         """``fit(X).transform(X)``."""
@@ -271,6 +292,7 @@ class _Standardized:
         )
         self._factor = (1 / self.divisor).to(self.dtype).to(self.device)
         self._mean = self.mean.to(self.dtype).to(self.device)
+        self._shift = self.shift.to(self.device)
 
     def learn(self, mean: torch.Tensor, squares: torch.Tensor) -> None:
         """Set the parameters from the means and sums of squared deviations of the columns, (d,)."""
@@ -282,7 +304,7 @@ class _Standardized:
 
     def learn_from(self, blocks: Blocks) -> float:
         """Set the parameters in one pass over the rows, two with clipping; return the trace of the scatter of z."""
-        self.n, mean, squares = _sums(_dense(block) for block in blocks())
+        self.n, mean, squares = _sums(dense_block(block, self.device) for block in blocks())
         self.learn(mean, squares)
         mean, squares = mean / self.divisor, squares / self.divisor**2
         if self.clip is not None:
@@ -293,10 +315,10 @@ class _Standardized:
 
     def __call__(self, block: Any, columns: slice = slice(None)) -> torch.Tensor:
         """z of a block of rows, or of some columns of all rows, minus its mean."""
-        z = _dense(block)
+        z = dense_block(block, self.device)
         if self.center:  # in the precision of the block, before anything is rounded
-            z = z - self.shift[columns].to(z.dtype)
-        z = z.to(self.device, self.dtype)
+            z = z - self._shift[columns].to(z.dtype)
+        z = z.to(self.dtype)
         if self.scale:
             z = z * self._factor[columns]
         if self.clip is not None:
@@ -312,12 +334,12 @@ def _from_covariance(z: _Standardized, blocks: Blocks, k: int) -> Leading:
     """From the full scatter matrix (d, d): one pass over the rows, two with clipping."""
     if z.clip is None:
         # centering and scaling can be done on the small matrix
-        z.n, mean, scatter = _scatter(z, (_dense(block) for block in blocks()))
+        z.n, mean, scatter = _scatter(z, (dense_block(block, z.device) for block in blocks()))
         z.learn(mean, scatter.diagonal().clamp(min=0))
         scatter /= torch.outer(z.divisor, z.divisor)
         mean = mean / z.divisor
     else:
-        z.n, mean, squares = _sums(_dense(block) for block in blocks())
+        z.n, mean, squares = _sums(dense_block(block, z.device) for block in blocks())
         z.learn(mean, squares)
         _, mean, scatter = _scatter(z, (z(block) for block in blocks()))
         if z.center:
@@ -331,7 +353,7 @@ def _from_covariance(z: _Standardized, blocks: Blocks, k: int) -> Leading:
 
 def _from_rows(z: _Standardized, columns: Columns, k: int) -> Leading:
     """From the products of the rows (n, n), for few rows and many columns."""
-    moments = [_sums([_dense(block)]) for _, block in columns()]
+    moments = [_sums([dense_block(block, z.device)]) for _, block in columns()]
     z.n = moments[0][0]
     z.learn(torch.cat([mean for _, mean, _ in moments]), torch.cat([squares for _, _, squares in moments]))
     if z.center and z.clip is not None:
@@ -400,7 +422,11 @@ def _leading(matrix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     side = len(matrix)
     if side > 500 and k < side // 10 and matrix.any():
         start = np.random.default_rng(0).standard_normal(side)
-        values, vectors = scipy.sparse.linalg.eigsh(matrix, k, v0=start)
+        # a product with half of the matrix takes a third of the time: it is bound by memory
+        operator = scipy.sparse.linalg.LinearOperator(
+            matrix.shape, partial(scipy.linalg.blas.dsymv, 1.0, matrix.T), dtype=matrix.dtype
+        )
+        values, vectors = scipy.sparse.linalg.eigsh(operator, k, v0=start)
         order = np.argsort(values)[::-1]
         return values[order], vectors[:, order].copy()
     if side <= 300:
@@ -453,7 +479,7 @@ def _scatter(z: _Standardized, blocks: Iterable[torch.Tensor]) -> tuple[int, tor
             scatter = torch.zeros(len(shift), len(shift), dtype=torch.float64, device=z.device)
             part = torch.zeros(scatter.shape, dtype=z.dtype, device=z.device)
             shifted = bool(shift.any())
-        about = (block - shift if shifted else block).to(z.device, z.dtype)
+        about = (block - shift if shifted else block).to(z.dtype)
         total += about.sum(0)
         _add_products(part, about)
         n += len(block)
@@ -484,12 +510,12 @@ def _shift(block: torch.Tensor) -> torch.Tensor:
     return torch.where(mean.square() > 9 * variance, mean, 0).to(block.dtype)
 
 
-def _row_blocks(matrix: Any, elements: int) -> Blocks:
-    """Passes over a matrix that can be sliced by rows, in blocks of about ``elements`` entries."""
+def _row_blocks(matrix: Any, elements: int, times: int = 1) -> Blocks:
+    """Passes over a matrix that can be sliced by rows, in blocks of ``times`` about ``elements`` entries."""
 
     def blocks() -> Iterator[Any]:
         n, d = matrix.shape
-        for rows in _slices(n, d, elements):
+        for rows in _slices(n, d, elements, times):
             yield matrix[rows]
 
     return blocks
@@ -507,13 +533,8 @@ def _column_blocks(matrix: Any, elements: int) -> Columns:
     return columns
 
 
-def _slices(n: int, width: int, elements: int) -> Iterator[slice]:
+def _slices(n: int, width: int, elements: int, times: int = 1) -> Iterator[slice]:
     # products of many columns over few rows are slow
-    step = max(1, elements // max(width, 1), min(2 * width, 8 * elements // max(width, 1)))
+    step = times * max(1, elements // max(width, 1), min(2 * width, 8 * elements // max(width, 1)))
     for start in range(0, n, step):
         yield slice(start, min(start + step, n))
-
-
-def _dense(block: Any) -> torch.Tensor:
-    array = block.toarray() if scipy.sparse.issparse(block) else np.ascontiguousarray(block)
-    return torch.from_numpy(array if array.flags.writeable else array.copy())

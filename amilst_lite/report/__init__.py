@@ -9,6 +9,7 @@ The JavaScript is plain, without a library and without a build step.
 ``charts``       curves and bars as SVG
 ``expression``   marker genes of the domains, and the leading genes of each spot, from the counts
 ``spots``        what the map draws: thinned, quantized, compressed
+``tissue``       images below the spots, and the unit of the coordinates
 ``page``         the sections of the page, and the file
 ===============  ==============================================================================================
 """

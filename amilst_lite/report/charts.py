@@ -25,6 +25,11 @@ class Curve:
     marked: np.ndarray | None = None  # (n,), bool; None: no markers
     error: np.ndarray | None = None  # (n,), length of an error bar to each side
 
+    @property
+    def ends(self) -> tuple[np.ndarray, ...]:
+        """What the y axis has to include."""
+        return (self.y,) if self.error is None else (self.y - self.error, self.y + self.error)
+
 
 @dataclass(frozen=True)
 class _Axis:
@@ -110,7 +115,7 @@ def chart(
     width, height = size
     kept = [(curve, np.isfinite(curve.x) & np.isfinite(curve.y)) for curve in curves]
     xs = np.concatenate([curve.x[valid] for curve, valid in kept])
-    ys = np.concatenate([curve.y[valid] for curve, valid in kept])
+    ys = np.concatenate([end[valid] for curve, valid in kept for end in curve.ends])
     x = _Axis.of(xs, _LEFT, width - _RIGHT, logarithmic=logarithmic, tight=True)
     y = _Axis.of(ys, height - _BOTTOM, _TOP)
     parts = [element("title", title), element("desc", description)]

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import sparse
 
 from ..errors import InputError
-from ..preprocess import CountRows
+from ..preprocess import CountRows, is_on_disk
 
 __all__ = ["N_LEADING", "Expression", "expression_of"]
 
@@ -74,6 +74,8 @@ def expression_of(
         The counts are negative or not finite.
     """
     rows = CountRows(counts)
+    if is_on_disk(counts):  # those of the drawn spots are read once
+        rows, spots = CountRows(rows.take(spots)), np.arange(len(spots))
     n_genes = rows.shape[1]
     size = np.bincount(domains[domains >= 0], minlength=n_domains).astype(np.float64)
     total = np.zeros(n_genes)

@@ -20,13 +20,15 @@ from .. import keys, plot
 from .._version import __version__
 from ..errors import AmilstError, InputError, MissingExtraError, MissingKeyError
 from ..plot.colors import MISSING, Labels, matched_colors
-from ..plot.sections import obs_column, recorded_sections, split_sections
+from ..plot.sections import split_sections
+from ..plot.slots import obs_column, recorded_sections
 from ..slots import coordinates_of, counts_of, record_of
 from ..summary import score
 from .charts import Curve, bar, chart, stacked_bar, swatch
 from .expression import Expression, expression_of
 from .markup import Markup, element, embedded_json, number, table
 from .spots import Arrays, arrange, thinned
+from .tissue import images_of, spot_diameter_of, units_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -54,6 +56,7 @@ _SCORES = {
     "pas": "share of spots whose neighbors mostly belong to other domains; lower is more continuous",
     "silhouette": "silhouette of the domains in space; higher is more compact",
     "n_labeled": "spots with such a label",
+    "n_embedded": "spots scored in the embedding; of more, these are evenly spaced",
     "silhouette_label": "separation of the labels in the embedding; higher is better",
     "silhouette_batch": "overlap of the sections within a label; higher is better",
     "ilisi": "effective number of sections around a spot (median); more is better mixed",
@@ -116,8 +119,9 @@ def write_report(
     Parameters
     ----------
     adata : AnnData
-        After `identify_domains`. A UMAP in ``obsm["X_<key_added>_umap"]`` or ``obsm["X_umap"]`` is drawn beside
-        the sections.
+        After `identify_domains`. A UMAP in ``obsm["X_<key_added>_umap"]`` (`amilst_lite.analysis.umap`) or
+        ``obsm["X_umap"]`` is drawn beside the sections. Images of the tissue, in ``uns["spatial"]`` as in
+        `amilst_lite.plot.domains`, are drawn below the spots (extra ``plot``).
     path : path-like
         The file to write; an existing file is replaced.
     key_added : str
@@ -318,7 +322,12 @@ def _chosen_genes(run: _Run) -> list[list[int]] | None:
 def _map(run: _Run, spots: np.ndarray, expression: Expression | None) -> tuple[str, dict[str, Any]]:
     """The arrays of the map, encoded, and their description."""
     arrays = Arrays()
-    layout = arrange(coordinates_of(run.adata)[:, :2], run.sections, spots)
+    points = coordinates_of(run.adata)[:, :2]
+    units = units_of(run.adata, run.sections, points)
+    layout = arrange(points, run.sections, spots, units)
+    images = images_of(run.adata, run.sections, layout.sections)
+    # Larger discs close the gaps of the spots left out
+    diameter = (0.95 if len(spots) == run.adata.n_obs else 1.3) * layout.spacing
     arrays.add("position", layout.quantized)
     umap = _umap(run, spots)
     if umap is not None:
@@ -381,8 +390,10 @@ def _map(run: _Run, spots: np.ndarray, expression: Expression | None) -> tuple[s
         "n_drawn": len(spots),
         "n_far": layout.n_far,
         "sections": layout.sections,
-        # Larger discs close the gaps of the spots left out
-        "diameter": (0.95 if len(spots) == run.adata.n_obs else 1.3) * layout.spacing,
+        "diameter": diameter,
+        "scaled": units is not None,  # the unit of the map is the micrometer
+        "images": images,
+        "diameter_over_image": spot_diameter_of(run.adata, run.sections, points, units) or diameter,
         "umap": umap is not None,
         "views": views,
         "fields": arrays.fields,
@@ -392,7 +403,7 @@ def _map(run: _Run, spots: np.ndarray, expression: Expression | None) -> tuple[s
 
 def _umap(run: _Run, spots: np.ndarray) -> np.ndarray | None:
     """Two-dimensional embedding if ``obsm`` has one, quantized, (2, n)."""
-    for name in (f"{run.names.embedding}_umap", "X_umap"):
+    for name in (run.names.umap, "X_umap"):
         if name not in run.adata.obsm:
             continue
         points = np.asarray(run.adata.obsm[name])
@@ -523,7 +534,10 @@ def _analyses(run: _Run) -> Markup | None:
     parts: list[Markup] = []
     for name, frame in run.analyses.items():
         title = name.replace("-", " ").replace("_", " ")
-        shown = frame if isinstance(frame.index, pd.RangeIndex) else frame.reset_index()
+        shown = frame
+        if not isinstance(frame.index, pd.RangeIndex):
+            unnamed = frame.index.nlevels == 1 and frame.index.name is None
+            shown = (frame.rename_axis(index="domain") if unnamed else frame).reset_index()
         parts.append(element("h3", title[:1].upper() + title[1:]))
         pairs = _matrix_of_pairs(shown)
         if pairs is not None:
@@ -567,13 +581,6 @@ def _matrix_shades(frame: pd.DataFrame) -> np.ndarray | None:
     values = frame.iloc[:, 1:].to_numpy(dtype=float)
     largest = np.nanmax(np.abs(values), initial=0.0)
     return values / largest if largest > 0 else None
-
-
-def _by_domain(frame: pd.DataFrame, most: int = 20) -> pd.DataFrame:
-    """Of a long table with genes of domains, the first rows of each domain."""
-    if len(frame) <= _ROWS or not {"domain", "gene"} <= set(frame.columns):
-        return frame
-    return frame.groupby("domain", sort=False, observed=True).head(most)
 
 
 def _scores(run: _Run) -> Markup | None:

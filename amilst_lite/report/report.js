@@ -48,9 +48,9 @@ function ramp(colors, n) {
 const FINENESS = 4; // positions of a disc between two pixels, in x and in y
 
 // The pixels of a disc whose center lies at (u, v) in a pixel, for each position (u, v) in quarters of a pixel:
-// offsets dx, dy and at = dy * width + dx from that pixel, and the share of the pixel that is covered, 1 to 256.
-// The first ones, full in number, are covered completely.
-function discs(radius, width) {
+// offsets dx, dy and at = dy * width + dx from that pixel, and the share of the pixel that is covered, 1 to 256, times
+// the opacity. The first ones, full in number, are covered completely.
+function discs(radius, width, opacity = 1) {
   const reach = Math.ceil(radius + 1);
   return Array.from({ length: FINENESS ** 2 }, (_, position) => {
     const u = ((position % FINENESS) + 0.5) / FINENESS;
@@ -59,7 +59,7 @@ function discs(radius, width) {
     for (let dy = -reach; dy <= reach; dy++) {
       for (let dx = -reach; dx <= reach; dx++) {
         const distance = Math.hypot(dx + 0.5 - u, dy + 0.5 - v);
-        const share = Math.round(256 * Math.min(1, radius + 0.5 - distance));
+        const share = Math.round(256 * opacity * Math.min(1, radius + 0.5 - distance));
         if (share > 0) pixels.push([dx, dy, dy * width + dx, share]);
       }
     }
@@ -71,11 +71,11 @@ function discs(radius, width) {
 
 // Draw discs of one radius (pixels) into opaque pixels (Int32Array, width x height), in the given order.
 // camera: {x, y, scale}; paint: packed color of each point, 0 is not drawn.
-function rasterize(pixels, width, height, xs, ys, order, paint, camera, radius) {
+function rasterize(pixels, width, height, xs, ys, order, paint, camera, radius, opacity = 1) {
   const left = width / 2 - camera.x * camera.scale;
   const top = height / 2 - camera.y * camera.scale;
   const reach = Math.ceil(radius + 1);
-  const masks = discs(radius, width);
+  const masks = discs(radius, width, opacity);
   for (let j = 0; j < order.length; j++) {
     const i = order[j];
     const color = paint[i];
@@ -86,7 +86,8 @@ function rasterize(pixels, width, height, xs, ys, order, paint, camera, radius) 
     const row = Math.floor(y);
     if (column < -reach || row < -reach || column >= width + reach || row >= height + reach) continue;
     if (radius < 0.75) {
-      if (column >= 0 && row >= 0 && column < width && row < height) pixels[row * width + column] = color;
+      const at = row * width + column;
+      if (column >= 0 && row >= 0 && column < width && row < height) pixels[at] = mixed(color, pixels[at], Math.round(256 * opacity));
       continue;
     }
     const mask = masks[Math.floor((y - row) * FINENESS) * FINENESS + Math.floor((x - column) * FINENESS)];
@@ -206,6 +207,17 @@ const csv = (rows) => rows.map((row) => row.map(cell).join(",") + "\n").join("")
 // A coordinate with the digits that its quantization supports.
 const coordinate = (low, step, level) => (low + step * level).toFixed(Math.min(12, Math.max(0, Math.ceil(-Math.log10(step)))));
 
+// ------------------------------------------------------------------------------------------- scale bar
+
+// The longest of 1, 2, 5 times a power of ten micrometers that takes at most so many pixels, and its label.
+function scaleBar(pixelsPerMicrometer, most) {
+  const limit = most / pixelsPerMicrometer;
+  const power = 10 ** Math.floor(Math.log10(limit));
+  const length = power * [5, 2, 1].find((step) => step * power <= limit * 1.000001);
+  const [unit, size] = [["mm", 1000], ["µm", 1], ["nm", 0.001]].find(([, size]) => length >= 0.999 * size) ?? ["nm", 0.001];
+  return { length, pixels: length * pixelsPerMicrometer, label: `${Number((length / size).toPrecision(6))} ${unit}` };
+}
+
 // ----------------------------------------------------------------------------------------- one drawing
 
 const FRAME = 12; // milliseconds that a drawing may take to be repeated while the map moves
@@ -213,9 +225,10 @@ const LEAST_REACH = 12; // pixels from the pointer to the spot that it points to
 
 // Points on a canvas that can be zoomed and moved.
 class Plot {
-  constructor(canvas, xs, ys, { diameter, frame, report, labels = [], overlapping = false }) {
-    Object.assign(this, { marks: canvas, xs, ys, diameter, frame, report, labels });
+  constructor(canvas, xs, ys, { diameter, frame, report, labels = [], overlapping = false, images = [], scaled = false }) {
+    Object.assign(this, { marks: canvas, xs, ys, diameter, frame, report, labels, images, scaled });
     this.spots = canvas.previousElementSibling;
+    this.context = this.spots.getContext("2d", { willReadFrequently: images.length > 0 });
     this.hint = canvas.parentElement.querySelector(".hint");
     this.grid = new Grid(xs, ys);
     this.order = overlapping ? shuffled(xs.length) : this.grid.points;
@@ -303,8 +316,14 @@ class Plot {
     return [(wx - camera.x) * camera.scale + spots.width / 2, (wy - camera.y) * camera.scale + spots.height / 2];
   }
 
+  // Whether the spots are drawn over images.
+  get overImage() {
+    return this.images.length > 0 && this.report.image;
+  }
+
   get radius() {
-    return Math.max((this.diameter / 2) * this.camera.scale, 0.5 * this.ratio);
+    const diameter = this.overImage ? this.report.meta.diameter_over_image : this.diameter;
+    return Math.max((diameter / 2) * this.camera.scale, 0.5 * this.ratio);
   }
 
   at(event) {
@@ -333,11 +352,15 @@ class Plot {
 
   drawSpots() {
     const { paint, quiet } = this.report;
+    const { width, height } = this.spots;
     const began = performance.now();
-    this.pixels.fill(packed(channels(this.report.theme.stage)));
-    for (const layer of [quiet, paint])
-      rasterize(this.pixels, this.spots.width, this.spots.height, this.xs, this.ys, this.order, layer, this.camera, this.radius);
-    this.spots.getContext("2d").putImageData(this.image, 0, 0);
+    const opacity = this.overImage ? this.report.opacity : 1;
+    if (this.overImage) this.drawImages();
+    else this.pixels.fill(packed(channels(this.report.theme.stage)));
+    // Spots that are not isolated or selected would hide the tissue
+    for (const layer of this.overImage ? [paint] : [quiet, paint])
+      rasterize(this.pixels, width, height, this.xs, this.ys, this.order, layer, this.camera, this.radius, opacity);
+    this.context.putImageData(this.image, 0, 0);
     this.still = null;
     if (performance.now() - began < this.budget || this.report.paper) return;
     this.buffer ??= document.createElement("canvas");
@@ -346,13 +369,27 @@ class Plot {
     this.still = { ...this.camera };
   }
 
+  // The images of the tissue as the pixels on which the spots are drawn.
+  drawImages() {
+    const { context } = this;
+    const { width, height } = this.spots;
+    context.fillStyle = this.report.theme.stage;
+    context.fillRect(0, 0, width, height);
+    for (const { image, box } of this.images) {
+      const [x0, y0] = this.screen(box[0], box[1]);
+      const [x1, y1] = this.screen(box[2], box[3]);
+      context.drawImage(image, x0, y0, x1 - x0, y1 - y0);
+    }
+    this.pixels.set(new Int32Array(context.getImageData(0, 0, width, height).data.buffer));
+  }
+
   // The last drawing, moved and scaled: what is shown of many spots until the map has come to rest.
   shiftStill() {
     const { buffer, camera, still, spots } = this;
     const ratio = camera.scale / still.scale;
     const x = (still.x - camera.x) * camera.scale + (spots.width - buffer.width * ratio) / 2;
     const y = (still.y - camera.y) * camera.scale + (spots.height - buffer.height * ratio) / 2;
-    const context = spots.getContext("2d");
+    const { context } = this;
     context.fillStyle = this.report.theme.stage;
     context.fillRect(0, 0, spots.width, spots.height);
     context.drawImage(buffer, x, y, buffer.width * ratio, buffer.height * ratio);
@@ -384,7 +421,7 @@ class Plot {
     this.printed.src = both.toDataURL();
   }
 
-  // What lies above the spots: names, the spot pointed to, the lasso.
+  // What lies above the spots: names, the scale bar, the spot pointed to, the lasso.
   mark() {
     if (this.ratio === undefined) return;
     const context = this.marks.getContext("2d");
@@ -394,11 +431,13 @@ class Plot {
     context.font = `600 ${12 * ratio}px ${style.fontFamily}`;
     context.fillStyle = context.strokeStyle = this.report.paper ? "#1c2127" : style.color;
     context.textBaseline = "bottom";
-    for (const { name, frame } of this.labels) {
-      const [x0, y] = this.screen(frame[0], frame[1]);
+    for (const [i, { name, frame }] of this.labels.entries()) {
+      const below = (this.overImage && this.images.find(({ section }) => section === i)?.box[1]) || frame[1];
+      const [x0, y] = this.screen(frame[0], Math.min(frame[1], below));
       const [x1] = this.screen(frame[2], frame[1]);
       context.fillText(shortened(context, name, Math.max(x1 - x0, 40 * ratio)), x0, y - this.radius - 3 * ratio);
     }
+    if (this.scaled) this.markScale(context, style);
     const i = this.report.pointed;
     if (i >= 0) {
       const [x, y] = this.screen(this.xs[i], this.ys[i]);
@@ -429,6 +468,21 @@ class Plot {
       context.stroke();
       context.setLineDash([]);
     }
+  }
+
+  markScale(context, style) {
+    const { ratio, marks, camera } = this;
+    const { pixels, label } = scaleBar(camera.scale, Math.min(160 * ratio, marks.width / 3));
+    const [left, bottom] = [12 * ratio, marks.height - 12 * ratio];
+    const ink = context.fillStyle;
+    const wide = Math.max(pixels, context.measureText(label).width);
+    context.globalAlpha = 0.85;
+    context.fillStyle = this.report.theme.stage;
+    context.fillRect(left - 6 * ratio, bottom - 25 * ratio, wide + 12 * ratio, 31 * ratio);
+    context.globalAlpha = 1;
+    context.fillStyle = ink;
+    context.fillRect(left, bottom - 3 * ratio, pixels, 3 * ratio);
+    context.fillText(label, left, bottom - 6 * ratio);
   }
 
   onWheel(event) {
@@ -559,8 +613,9 @@ const LEVELS = 255; // of quantized numbers; 255 itself is missing
 const $ = (id) => document.getElementById(id);
 
 class Report {
-  constructor(meta, arrays) {
-    Object.assign(this, { meta, arrays, n: meta.n_drawn, tool: "pan", pointed: -1, paper: false });
+  constructor(meta, arrays, images) {
+    Object.assign(this, { meta, arrays, images, n: meta.n_drawn, tool: "pan", pointed: -1, paper: false });
+    Object.assign(this, { image: images.length > 0, opacity: 0.7 }); // whether the images are shown; of spots over them
     this.isolated = new Set();
     this.selected = null; // Uint8Array
     this.paint = new Int32Array(this.n);
@@ -607,15 +662,16 @@ class Report {
     const { position, section } = this.arrays;
     const [xs, ys] = [new Float32Array(this.n), new Float32Array(this.n)];
     for (let i = 0; i < this.n; i++) {
-      const { step, place } = sections[section[i]];
-      xs[i] = step * position[i] + place[0];
-      ys[i] = step * position[this.n + i] + place[1];
+      const { step, unit, place } = sections[section[i]];
+      xs[i] = unit * step * position[i] + place[0];
+      ys[i] = unit * step * position[this.n + i] + place[1];
     }
-    const corners = sections.map((one) => one.frame);
+    const corners = [...sections.map((one) => one.frame), ...this.images.map((one) => one.box)];
     const frame = [0, 1, 2, 3].map((k) => Math[k < 2 ? "min" : "max"](...corners.map((corner) => corner[k])));
     const labels = sections.length > 1 ? sections : [];
     document.querySelector("#tissue-plot figcaption").textContent = sections.length > 1 ? "Sections" : "Section";
-    return new Plot($("tissue"), xs, ys, { diameter: this.meta.diameter, frame, report: this, labels });
+    const { diameter, scaled } = this.meta;
+    return new Plot($("tissue"), xs, ys, { diameter, frame, report: this, labels, images: this.images, scaled });
   }
 
   umap() {
@@ -683,6 +739,11 @@ class Report {
       const [x1, y1] = plot.world(plot.spots.width, plot.spots.height);
       this.select((i) => plot.xs[i] >= x0 && plot.xs[i] <= x1 && plot.ys[i] >= y0 && plot.ys[i] <= y1);
     });
+    if (this.images.length) {
+      $("image-tools").hidden = false;
+      $("image").addEventListener("change", () => this.showImage());
+      $("opacity").addEventListener("input", () => this.showImage());
+    }
     $("show-all").addEventListener("click", () => this.isolate(null));
     $("clear").addEventListener("click", () => {
       this.clear();
@@ -698,6 +759,14 @@ class Report {
       plot.marks.classList.toggle("lasso", tool === "lasso");
       plot.touch();
     }
+  }
+
+  showImage() {
+    this.image = $("image").checked;
+    this.opacity = Number($("opacity").value) / 100;
+    $("opacity").disabled = !this.image;
+    this.plots[0].still = null;
+    this.plots[0].draw();
   }
 
   get view() {
@@ -949,6 +1018,17 @@ class Report {
   }
 }
 
+// Images with their places; one that cannot be read is left out.
+async function load(images) {
+  const loaded = images.map(async ({ src, ...place }) => {
+    const image = new Image();
+    image.src = src;
+    await image.decode();
+    return { ...place, image };
+  });
+  return (await Promise.allSettled(loaded)).filter((one) => one.status === "fulfilled").map((one) => one.value);
+}
+
 function offerCopy() {
   const button = $("copy");
   if (!button || !navigator.clipboard) return;
@@ -965,8 +1045,9 @@ async function start() {
   try {
     const meta = JSON.parse($("meta").textContent);
     const arrays = await decode($("arrays").textContent, meta.fields);
+    const images = await load(meta.images);
     $("interactive").hidden = false;
-    globalThis.report = new Report(meta, arrays);
+    globalThis.report = new Report(meta, arrays, images);
   } catch (error) {
     $("interactive").hidden = true;
     $("failure").hidden = false;
@@ -976,7 +1057,7 @@ async function start() {
 }
 
 if (typeof module !== "undefined") {
-  module.exports = { split, decode, missing, channels, packed, hexOf, ramp, discs, rasterize, mixed, shuffled, Grid, bounds, inPolygon, csv, coordinate };
+  module.exports = { split, decode, missing, channels, packed, hexOf, ramp, discs, rasterize, mixed, shuffled, Grid, bounds, inPolygon, csv, coordinate, scaleBar };
 } else {
   start();
 }

@@ -67,7 +67,8 @@ class Layout:
         Coordinates of each spot within its section.
     sections : list of dict
         ``name``; ``low`` and ``step``: coordinate = low + step · quantized; ``place``: what is added to
-        step · quantized on the map; ``frame``: x0, y0, x1, y1 of the section on the map; ``size``: spots.
+        unit · step · quantized on the map; ``unit``: that of the coordinates on the map; ``frame``: x0, y0, x1, y1 of
+        the section on the map; ``size``: spots.
     spacing : float
         Typical distance of neighboring spots that are drawn.
     n_far : int
@@ -97,10 +98,17 @@ def thinned(points: np.ndarray, sections: np.ndarray, most: int = MOST_SPOTS) ->
     return np.sort(np.concatenate(kept))
 
 
-def arrange(points: np.ndarray, sections: Labels, drawn: np.ndarray) -> Layout:
-    """Place the sections of the ``drawn`` spots; ``points`` (N, 2) and ``sections`` are those of all spots."""
+def arrange(
+    points: np.ndarray, sections: Labels, drawn: np.ndarray, units: np.ndarray | None = None
+) -> Layout:
+    """Place the sections of the ``drawn`` spots; ``points`` (N, 2) and ``sections`` are those of all spots.
+
+    ``units``, (n_sections,), are the sizes of the unit of the coordinates, which may differ from section to section;
+    default: 1.
+    """
     codes = sections.codes[drawn]
-    points = points[drawn]
+    units = np.ones(len(sections.names)) if units is None else units
+    points = points[drawn] * units[codes][:, None]
     members = [np.flatnonzero(codes == i) for i in range(len(sections.names))]
     frames = [_frame(points[rows]) for rows in members]
     extent = np.maximum(np.max([high - low for low, high in frames], axis=0), 1e-9)
@@ -119,8 +127,9 @@ def arrange(points: np.ndarray, sections: Labels, drawn: np.ndarray) -> Layout:
         placed.append(
             {
                 "name": sections.names[i],
-                "low": origin.tolist(),
-                "step": step,
+                "low": (origin / units[i]).tolist(),
+                "step": step / units[i],
+                "unit": float(units[i]),
                 "place": (corner - low + origin).tolist(),
                 "frame": [*corner.tolist(), *(corner + high - low).tolist()],
                 "size": int(sizes[i]),

@@ -3,7 +3,7 @@
 ``SpatialGraph.from_coordinates`` turns coordinates into an undirected graph A without loops, within each
 section alone, and provides it in two orders:
 
-* **internal** (``edges``, ``distances``, ``adjacency()``): nodes sorted along a Hilbert curve, so that spots
+* **internal** (``edges``, ``distances``, ``normalized()``): nodes sorted along a Hilbert curve, so that spots
   close in the tissue are close in memory. Training uses this one: features enter it with ``X[graph.order]``
   and results leave it with ``result[graph.rank]``.
 * **the caller's** (``connectivities()``, ``distance_matrix()``): for AnnData.
@@ -14,7 +14,6 @@ Time O(N log N), memory O(N) for a given number of neighbors; no array is N × N
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,8 +26,12 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 from torch.nn import functional
 
-from ..errors import AmilstWarning, InputError
+from ..errors import InputError, warn
+from ..nn.sparse import SymmetricAdjacency
+from ..runtime import resolve_device
+from .grid import nth_smallest
 from .neighbors import (
+    TIE,
     check_coordinates,
     nearest_neighbors,
     neighbors_within,
@@ -43,6 +46,7 @@ __all__ = ["SpatialGraph", "Tile"]
 _MOST_NEIGHBORS = 1000
 # Small pieces of a section are worth a warning when they hold this share of its spots together.
 _DETACHED_SHARE = 0.01
+_BLOCK = 1 << 20  # edges that are worked on at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,16 +60,23 @@ class SpatialGraph:
     ----------
     order : ndarray
         (N,) int64, a permutation: the caller's index of each internal node. Sections are contiguous.
-    edges : Tensor
-        (2, E) int64 on the CPU, internal order, each edge in both directions, no loops, no
-        repeats, sorted by row, then column.
+    offsets : Tensor
+        (N + 1,) int64 on the CPU, where the neighbors of each internal node begin among ``columns``.
+    columns : Tensor
+        (E,) int32 on the CPU, the neighbors of each internal node, ascending: each edge in both directions, no
+        loops, no repeats.
     distances : Tensor
         (E,) float32, length of each edge in the unit of the coordinates.
+    n_nearest : int
+        The edges contain this many nearest others of each node in its section, and those that tie with the
+        last of them; 0 where that is not known.
     """
 
     order: np.ndarray = field(repr=False)
-    edges: torch.Tensor = field(repr=False)
+    offsets: torch.Tensor = field(repr=False)
+    columns: torch.Tensor = field(repr=False)
     distances: torch.Tensor = field(repr=False)
+    n_nearest: int = 0
 
     @classmethod
     def from_coordinates(
@@ -77,6 +88,7 @@ class SpatialGraph:
         sample: Sequence[Any] | None = None,
         symmetrization: Literal["union", "mutual"] = "union",
         seed: int = 0,
+        device: str | torch.device = "cpu",
     ) -> SpatialGraph:
         """Connect each spot to its nearest neighbors, or to all within a radius, in its own section.
 
@@ -95,6 +107,9 @@ class SpatialGraph:
             Keep pairs of which one is among the other's nearest neighbors, or only pairs of which each is.
         seed : int
             For the approximate search in more than three dimensions; nothing else is random.
+        device : str or torch.device
+            Where nearest neighbors are searched: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. The graph is
+            the same, and lies on the CPU.
 
         Returns
         -------
@@ -120,6 +135,7 @@ class SpatialGraph:
         """
         points = check_coordinates(coordinates)
         _check_options(n_neighbors, radius, symmetrization)
+        resolved = resolve_device(device)
         codes, names = section_codes(sample, len(points))
         # the spots of each section, in the caller's order
         groups = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
@@ -144,18 +160,19 @@ class SpatialGraph:
                         f"{len(inside)} spots{label} are too few for {n_neighbors} neighbors each: at most "
                         f"n_neighbors={len(inside) - 1} is possible; consider dropping small sections."
                     )
-                found, n_crowded = nearest_neighbors(inside, int(n_neighbors), seed=seed)
+                found, n_crowded = nearest_neighbors(inside, int(n_neighbors), seed=seed, device=resolved)
                 crowded += n_crowded
                 block = _symmetrize(found, symmetrization)
             orders.append(order)
             blocks.append(block)
 
         order = np.concatenate(orders)
-        edges = _stack_edges(blocks)
-        lengths = _lengths(points[order], edges)
-        graph = cls(order=order, edges=edges, distances=lengths)
+        offsets, columns = _stacked(blocks)
+        lengths = _lengths(points, order, offsets, columns)
+        complete = radius is None and symmetrization == "union" and points.shape[1] <= 3
+        graph = cls(order, offsets, columns, lengths, int(n_neighbors) if complete else 0)
         for message in _suspicions(graph, codes[order], names, crowded, n_neighbors):
-            warnings.warn(message, AmilstWarning, stacklevel=2)
+            warn(message)
         return graph
 
     @property
@@ -166,7 +183,12 @@ class SpatialGraph:
     @property
     def n_edges(self) -> int:
         """Number of edges, each counted once."""
-        return self.edges.shape[1] // 2
+        return len(self.columns) // 2
+
+    @property
+    def edges(self) -> torch.Tensor:
+        """(2, E) int64, rows and columns of all edges, sorted; built on access, since it takes 16 bytes an edge."""
+        return torch.stack([self._rows(0, self.n_spots), self.columns.long()])
 
     @cached_property
     def rank(self) -> np.ndarray:
@@ -175,16 +197,49 @@ class SpatialGraph:
         rank[self.order] = np.arange(len(self.order))
         return rank
 
-    @cached_property
+    @property
     def degrees(self) -> torch.Tensor:
         """(N,) int64, number of neighbors of each internal node."""
-        return torch.bincount(self.edges[0], minlength=self.n_spots)
+        return self.offsets.diff()
+
+    def nearest(self, k: int, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The k nearest others of each internal node, and all that tie with the last of them.
+
+        Returns
+        -------
+        neighbors : Tensor of int32 or int64, (E',)
+            Of all nodes in one row, on ``device``.
+        offsets : Tensor, (N + 1,)
+            Where those of each node begin; of the same dtype.
+
+        None instead where the edges may not contain them, or where nodes share a place: which of these are
+        neighbors, the search decides.
+        """
+        if not 0 < k <= self.n_nearest or bool((self.distances == 0).any()):
+            return None
+        # in blocks: an edge takes 40 bytes in between
+        whole = torch.device(device).type != "cpu"
+        neighbors, degrees = [], []
+        for start, stop in [(0, self.n_spots)] if whole else self._row_blocks():
+            at = slice(int(self.offsets[start]), int(self.offsets[stop]))
+            distances = self.distances[at].to(device)
+            offsets = (self.offsets[start : stop + 1] - at.start).to(device)
+            lengths = offsets.diff()
+            reach = nth_smallest(distances, offsets[:-1], lengths, k) * (1 + TIE)
+            near = distances <= torch.repeat_interleave(reach, lengths, output_size=len(distances))
+            neighbors.append(self.columns[at].to(device)[near])
+            degrees.append(functional.pad(near.cumsum(0), (1, 0))[offsets].diff())
+        kept = functional.pad(torch.cat(degrees).cumsum(0), (1, 0))
+        found = torch.cat(neighbors)
+        if len(found) >= 2**31:
+            return found.long(), kept
+        return found, kept.to(found.dtype)
 
     @cached_property
     def components(self) -> np.ndarray:
         """(N,) int32, the connected component of each internal node, numbered from 0."""
         pattern = sparse.csr_matrix(
-            (np.ones(self.edges.shape[1], np.int8), self.edges[1].numpy(), self._row_starts.numpy()),
+            (np.ones(len(self.columns), np.int8), self.columns.numpy(), self.offsets.numpy()),
             shape=(self.n_spots, self.n_spots),
         )
         return connected_components(pattern, directed=False)[1]
@@ -206,6 +261,28 @@ class SpatialGraph:
         """
         return _normalize(self.edges, self.degrees, dtype).to(device)
 
+    def normalized(self, device: str | torch.device = "cpu") -> SymmetricAdjacency:
+        """Â as `adjacency`, float32, ready for products; made in blocks, without the COO tensor."""
+        n = self.n_spots
+        integer = torch.int32 if len(self.columns) + n < 2**31 else torch.int64
+        columns = torch.empty(len(self.columns) + n, dtype=integer)
+        values = torch.empty(len(columns))
+        degrees = self.degrees
+        scale = (degrees + 1).to(torch.float64).rsqrt()  # (N,)
+        for start, stop in self._row_blocks():
+            at = slice(int(self.offsets[start]), int(self.offsets[stop]))
+            row, column = self._rows(start, stop), self.columns[at].long()
+            above = column > row
+            node = torch.arange(start, stop)
+            n_below = torch.bincount(row[~above] - start, minlength=stop - start)
+            loop_at = self.offsets[start:stop] + node + n_below
+            edge_at = torch.arange(at.start, at.stop) + row + above
+            columns[loop_at], columns[edge_at] = node.to(integer), column.to(integer)
+            values[loop_at] = scale[start:stop].square().float()
+            values[edge_at] = (scale[row] * scale[column]).float()
+        offsets = (self.offsets + torch.arange(n + 1)).to(integer)
+        return SymmetricAdjacency.of_csr(offsets.to(device), columns.to(device), values.to(device))
+
     def tiles(self, max_size: int, hops: int, dtype: torch.dtype = torch.float32) -> Iterator[Tile]:
         """Cut the graph into tiles on whose cores ``hops`` products with Â are exact.
 
@@ -220,52 +297,83 @@ class SpatialGraph:
         """
         if max_size < 1 or hops < 0:
             raise InputError(f"max_size must be >= 1 and hops >= 0; found {max_size} and {hops}.")
+        for start, stop in self.tile_bounds(max_size):
+            yield self.tile(start, stop, hops, dtype)
+
+    def tile_bounds(self, max_size: int) -> list[tuple[int, int]]:
+        """First and last node (exclusive) of the cores of `tiles`."""
         n_tiles = -(-self.n_spots // int(max_size))
-        bounds = np.linspace(0, self.n_spots, n_tiles + 1).astype(np.int64).tolist()
-        local = torch.full((self.n_spots,), -1)  # (N,), position of a node in the current tile
-        for start, stop in pairwise(bounds):
-            nodes = torch.arange(start, stop)
-            for _ in range(hops):
-                nodes = torch.unique(torch.cat([nodes, self._edges_of(nodes)[1]]))  # sorted
-            local[nodes] = torch.arange(len(nodes))
-            edges = local[self._edges_of(nodes)]
-            edges = edges[:, edges[1] >= 0]  # (2, edges inside), still sorted
-            first = int(local[start])
-            local[nodes] = -1
-            adjacency = _normalize(edges, self.degrees[nodes], dtype)
-            yield Tile(nodes, slice(first, first + stop - start), adjacency)
+        return list(pairwise(np.linspace(0, self.n_spots, n_tiles + 1).astype(np.int64).tolist()))
+
+    def tile(self, start: int, stop: int, hops: int, dtype: torch.dtype = torch.float32) -> Tile:
+        """The tile whose core are the nodes from ``start`` to ``stop`` (exclusive), see `tiles`."""
+        nodes = torch.arange(start, stop)
+        for _ in range(hops):
+            nodes = torch.unique(torch.cat([nodes, self._edges_of(nodes)[1]]))  # sorted
+        row, column = self._edges_of(nodes)
+        place = torch.searchsorted(nodes, column).clamp_(max=len(nodes) - 1)
+        inside = nodes[place] == column
+        edges = torch.stack([torch.searchsorted(nodes, row[inside]), place[inside]])  # still sorted
+        first = int(torch.searchsorted(nodes, start))
+        degrees = self.offsets[nodes + 1] - self.offsets[nodes]
+        return Tile(nodes, slice(first, first + stop - start), _normalize(edges, degrees, dtype))
 
     def subgraph(self, nodes: slice) -> SpatialGraph:
         """The graph among consecutive internal nodes, numbered from 0; its spots are these nodes in this order."""
         start, stop, _ = nodes.indices(self.n_spots)
-        inside = ((self.edges >= start) & (self.edges < stop)).all(0)
+        at = slice(int(self.offsets[start]), int(self.offsets[stop]))
+        column = self.columns[at]
+        inside = (column >= start) & (column < stop)
+        kept = functional.pad(inside.cumsum(0), (1, 0))
         return SpatialGraph(
             order=np.arange(stop - start),
-            edges=self.edges[:, inside] - start,
-            distances=self.distances[inside],
+            offsets=kept[self.offsets[start : stop + 1] - at.start],
+            columns=column[inside] - start,
+            distances=self.distances[at][inside],
         )
+
+    def to_arrays(self) -> dict[str, Any]:
+        """The fields, as arrays of few bytes; see `from_arrays`."""
+        return {
+            "order": self.order,
+            "offsets": self.offsets.numpy(),
+            "columns": self.columns.numpy(),
+            "distances": self.distances.numpy(),
+            "n_nearest": self.n_nearest,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, Any]) -> SpatialGraph:
+        """The graph of `to_arrays`."""
+        offsets, columns, distances = (
+            torch.from_numpy(arrays[name]) for name in ("offsets", "columns", "distances")
+        )
+        return cls(arrays["order"], offsets, columns, distances, arrays["n_nearest"])
 
     def edges_within(self, nodes: slice) -> torch.Tensor:
         """(2, e) edges of a run of internal nodes among themselves, numbered from its first."""
-        start, stop = int(self._row_starts[nodes.start]), int(self._row_starts[nodes.stop])
-        edges = self.edges[:, start:stop]
-        inside = (edges[1] >= nodes.start) & (edges[1] < nodes.stop)
-        return edges[:, inside] - nodes.start
+        column = self.columns[self.offsets[nodes.start] : self.offsets[nodes.stop]].long()
+        inside = (column >= nodes.start) & (column < nodes.stop)
+        return torch.stack([self._rows(nodes.start, nodes.stop)[inside], column[inside]]) - nodes.start
 
     def _edges_of(self, nodes: torch.Tensor) -> torch.Tensor:
         """(2, e) edges that begin at the given, sorted, nodes."""
-        degrees = self.degrees[nodes]
-        skipped = self._row_starts[nodes] - (torch.cumsum(degrees, 0) - degrees)
-        return self.edges[:, torch.arange(int(degrees.sum())) + torch.repeat_interleave(skipped, degrees)]
+        degrees = self.offsets[nodes + 1] - self.offsets[nodes]
+        skipped = self.offsets[nodes] - (torch.cumsum(degrees, 0) - degrees)
+        at = torch.arange(int(degrees.sum())) + torch.repeat_interleave(skipped, degrees)
+        return torch.stack([torch.repeat_interleave(nodes, degrees), self.columns[at].long()])
 
-    @cached_property
-    def _row_starts(self) -> torch.Tensor:
-        """(N + 1,), where the edges of each internal node begin."""
-        return functional.pad(torch.cumsum(self.degrees, 0), (1, 0))
+    def _rows(self, start: int, stop: int) -> torch.Tensor:
+        """(e,) int64, the row of each edge that begins at the nodes from ``start`` to ``stop`` (exclusive)."""
+        return torch.repeat_interleave(torch.arange(start, stop), self.offsets[start : stop + 1].diff())
+
+    def _row_blocks(self) -> Iterator[tuple[int, int]]:
+        """First and last node (exclusive) of runs with about `_BLOCK` edges."""
+        return pairwise(_bounds(self.offsets.numpy()))
 
     def connectivities(self) -> sparse.csr_matrix:
         """A as (N, N) scipy CSR, float32 ones, in the caller's order (squidpy's connectivities)."""
-        return self._caller_csr(np.ones(self.edges.shape[1], np.float32))
+        return self._caller_csr(None)
 
     def distance_matrix(self) -> sparse.csr_matrix:
         """Lengths of the edges as (N, N) scipy CSR, float32, in the caller's order.
@@ -274,10 +382,26 @@ class SpatialGraph:
         """
         return self._caller_csr(self.distances.numpy())
 
-    def _caller_csr(self, values: np.ndarray) -> sparse.csr_matrix:
-        row, column = self.order[self.edges.numpy()]
-        matrix = sparse.coo_matrix((values, (row, column)), shape=(self.n_spots, self.n_spots)).tocsr()
-        matrix.sort_indices()
+    def _caller_csr(self, values: np.ndarray | None) -> sparse.csr_matrix:
+        """The edges with values in the internal order, or ones, in the caller's order; made in blocks."""
+        starts, columns = self.offsets.numpy(), self.columns.numpy()
+        degrees = np.diff(starts)[self.rank]
+        indptr = np.concatenate([[0], np.cumsum(degrees)])
+        integer = np.int32 if len(columns) < 2**31 else np.int64
+        indices, data = np.empty(len(columns), integer), np.ones(len(columns), np.float32)
+        for start, stop in pairwise(_bounds(indptr)):
+            own, at = degrees[start:stop], slice(indptr[start], indptr[stop])
+            source = np.arange(at.start, at.stop) + np.repeat(
+                starts[self.rank[start:stop]] - indptr[start:stop], own
+            )
+            row, column = np.repeat(np.arange(start, stop), own), self.order[columns[source]]
+            ascending = np.lexsort((column, row))
+            indices[at] = column[ascending]
+            if values is not None:
+                data[at] = values[source[ascending]]
+        shape = (self.n_spots, self.n_spots)
+        matrix = sparse.csr_matrix((data, indices, indptr.astype(integer)), shape=shape)
+        matrix.has_canonical_format = True
         return matrix
 
 
@@ -352,26 +476,37 @@ def _within_radius(points: np.ndarray, radius: float, label: str) -> sparse.csr_
     return neighbors_within(points, radius)
 
 
-def _stack_edges(blocks: list[sparse.csr_matrix]) -> torch.Tensor:
-    """(2, E) int64 of one pattern per section, numbered consecutively."""
-    edges = torch.empty((2, sum(block.nnz for block in blocks)), dtype=torch.int64)
-    at = 0
-    begin = 0
-    for block in blocks:
-        part = edges[:, at : at + block.nnz].numpy()
-        part[0] = np.repeat(np.arange(begin, begin + block.shape[0]), np.diff(block.indptr))
-        np.add(block.indices, begin, out=part[1])
-        at += block.nnz
-        begin += block.shape[0]
-    return edges
+def _stacked(blocks: list[sparse.csr_matrix]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Offsets (N + 1,) and columns (E,) of one pattern per section, numbered consecutively; empties the list."""
+    offsets = np.zeros(1 + sum(block.shape[0] for block in blocks), np.int64)
+    columns = np.empty(sum(block.nnz for block in blocks), np.int32)
+    at = begin = 0
+    while blocks:
+        block = blocks.pop(0)
+        end = begin + block.shape[0]
+        offsets[begin + 1 : end + 1] = at + block.indptr[1:].astype(np.int64)
+        np.add(block.indices, begin, out=columns[at : at + block.nnz], casting="same_kind")
+        at, begin = at + block.nnz, end
+    return torch.from_numpy(offsets), torch.from_numpy(columns)
 
 
-def _lengths(points: np.ndarray, edges: torch.Tensor, chunk: int = 1 << 20) -> torch.Tensor:
-    """(E,) float32, computed from the coordinates, so that both directions agree to the bit."""
-    lengths = torch.empty(edges.shape[1], dtype=torch.float32)
-    for at in range(0, edges.shape[1], chunk):
-        row, column = edges[:, at : at + chunk].numpy()
-        lengths[at : at + chunk] = torch.from_numpy(np.linalg.norm(points[row] - points[column], axis=1))
+def _bounds(offsets: np.ndarray) -> list[int]:
+    """Rows at which runs of rows with about `_BLOCK` entries begin, and their number; ``offsets``: (N + 1,)."""
+    wanted = np.arange(0, offsets[-1], _BLOCK)
+    return np.unique([*np.searchsorted(offsets, wanted), 0, len(offsets) - 1]).tolist()
+
+
+def _lengths(
+    points: np.ndarray, order: np.ndarray, offsets: torch.Tensor, columns: torch.Tensor
+) -> torch.Tensor:
+    """(E,) float32, computed from the caller's coordinates, so that both directions agree to the bit."""
+    lengths = torch.empty(len(columns), dtype=torch.float32)
+    starts = offsets.numpy()
+    for start, stop in pairwise(_bounds(starts)):
+        at = slice(starts[start], starts[stop])
+        row = order[np.repeat(np.arange(start, stop), np.diff(starts[start : stop + 1]))]
+        column = order[columns[at].numpy()]
+        lengths[at] = torch.from_numpy(np.linalg.norm(points[row] - points[column], axis=1))
     return lengths
 
 

@@ -8,6 +8,7 @@ the coordinates, nor (but for points at one place) on the order of the rows.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -20,6 +21,7 @@ from scipy.spatial import cKDTree
 
 from ..errors import InputError
 from ..runtime import n_threads
+from .grid import grid_search
 
 __all__ = [
     "check_coordinates",
@@ -33,9 +35,11 @@ __all__ = [
 
 # Distances that agree to this share tie. Far above rounding of float64 coordinates (1e-12 after a rotation)
 # and of float32 ones (1e-6), far below the differences between neighbors that are not on a grid.
-_TIE = 1e-4
+TIE = 1e-4
 # With more than three dimensions an exact search pays only up to this many points.
 _EXACT_SEARCH_BELOW = 4096
+_ONE_AT_A_TIME = threading.Lock()
+"""Held by approximate searches: numba may end the process if two threads run parallel code at once."""
 # The box in which points are put on a grid exceeds them by these shares of their extent. Irrational, so that
 # rows of a regular array do not lie on the borders between cells, where rounding would decide the order.
 _MARGINS = (0.0318309886, 0.0271828183)
@@ -93,7 +97,9 @@ def section_codes(sample: Sequence[Any] | None, n_spots: int) -> tuple[np.ndarra
     return codes, list(names)
 
 
-def nearest_neighbors(points: np.ndarray, k: int, *, seed: int = 0) -> tuple[sparse.csr_matrix, int]:
+def nearest_neighbors(
+    points: np.ndarray, k: int, *, seed: int = 0, device: str | torch.device = "cpu"
+) -> tuple[sparse.csr_matrix, int]:
     """The k nearest others of every point, and all others that tie with the k-th.
 
     Parameters
@@ -104,6 +110,8 @@ def nearest_neighbors(points: np.ndarray, k: int, *, seed: int = 0) -> tuple[spa
         From 1 to N - 1.
     seed : int
         For the approximate search in more than three dimensions; nothing else is random.
+    device : str or torch.device
+        Where the search in two and three dimensions runs; the neighbors are the same.
 
     Returns
     -------
@@ -115,9 +123,9 @@ def nearest_neighbors(points: np.ndarray, k: int, *, seed: int = 0) -> tuple[spa
 
     Notes
     -----
-    Two and three dimensions: exact, by a k-d tree with ``torch.get_num_threads()`` threads; neighbors at
-    the k-th distance, to a relative tolerance of 1e-4, are all included. More dimensions: nearest-neighbor
-    descent (pynndescent) from 4,096 points on, where ties hardly occur.
+    Two and three dimensions: exact, by a k-d tree with ``torch.get_num_threads()`` threads, on a GPU by a grid;
+    neighbors at the k-th distance, to a relative tolerance of 1e-4, are all included. More dimensions:
+    nearest-neighbor descent (pynndescent) from 4,096 points on, where ties hardly occur.
     """
     n = len(points)
     # A k-d tree cannot split equal points: 1e5 cells at (0, 0) would cost 1e10 comparisons. More than k + 1
@@ -136,7 +144,7 @@ def nearest_neighbors(points: np.ndarray, k: int, *, seed: int = 0) -> tuple[spa
 
     sources, targets = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     if len(asking):
-        source, target = _search(points[kept], points[asking], k + 1, seed)
+        source, target = _search(points[kept], points[asking], k + 1, seed, torch.device(device))
         sources.append(asking[source])
         targets.append(kept[target])
     members = np.flatnonzero(crowded)
@@ -151,20 +159,29 @@ def nearest_neighbors(points: np.ndarray, k: int, *, seed: int = 0) -> tuple[spa
     return neighbors, len(members)
 
 
-def _search(points: np.ndarray, queries: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _search(
+    points: np.ndarray, queries: np.ndarray, k: int, seed: int, device: torch.device
+) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of query and point: the k nearest points of each query and those that tie with the last."""
     k = min(k, len(points))
+    if device.type != "cpu" and points.shape[1] in (2, 3):
+        found_on_device = grid_search(
+            torch.from_numpy(points).to(device), torch.from_numpy(queries).to(device), k, TIE
+        )
+        source, target = (part.cpu().numpy() for part in found_on_device)
+        return source, target
     if points.shape[1] > 3 and len(points) >= _EXACT_SEARCH_BELOW:
         from pynndescent import NNDescent  # slow to import, seldom needed
 
         threads = min(n_threads(), os.cpu_count() or 1)
-        index = NNDescent(
-            points.astype(np.float32), n_neighbors=max(k, 15), random_state=seed, n_jobs=threads
-        )
-        if len(queries) == len(points):
-            found = index.neighbor_graph[0][:, :k].astype(np.int64)
-        else:
-            found = index.query(queries.astype(np.float32), k=k)[0].astype(np.int64)
+        with _ONE_AT_A_TIME:
+            index = NNDescent(
+                points.astype(np.float32), n_neighbors=max(k, 15), random_state=seed, n_jobs=threads
+            )
+            if len(queries) == len(points):
+                found = index.neighbor_graph[0][:, :k].astype(np.int64)
+            else:
+                found = index.query(queries.astype(np.float32), k=k)[0].astype(np.int64)
         source = np.repeat(np.arange(len(queries)), found.shape[1])
         valid = found.ravel() >= 0
         return source[valid], found.ravel()[valid]
@@ -172,7 +189,7 @@ def _search(points: np.ndarray, queries: np.ndarray, k: int, seed: int) -> tuple
     asked = min(k + 1, len(points))
     distance, found = tree.query(queries, asked, workers=n_threads())
     distance, found = distance.reshape(-1, asked), found.reshape(-1, asked)
-    reach = distance[:, k - 1] * (1 + _TIE)
+    reach = distance[:, k - 1] * (1 + TIE)
     tied = np.flatnonzero(distance[:, -1] <= reach) if asked > k else np.empty(0, np.int64)
     alone = np.setdiff1d(np.arange(len(queries)), tied, assume_unique=True)
     sources, targets = [np.repeat(alone, k)], [found[alone, :k].ravel()]

@@ -9,12 +9,19 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import torch
 from numpy.typing import ArrayLike
+from torch.nn import functional
 
 from ..errors import InputError
+from ..runtime import resolve_device
+from .graph import SpatialGraph
 from .neighbors import check_coordinates, nearest_neighbors, section_codes
 
 __all__ = ["majority_vote"]
+
+_DOMAINS = 8
+"""Domains whose votes are counted at a time: two arrays of spots × this many float32."""
 
 
 def majority_vote(
@@ -22,6 +29,9 @@ def majority_vote(
     neighbors: np.ndarray | sp.spmatrix | sp.sparray,
     n_neighbors: int = 6,
     sample: ArrayLike | None = None,
+    *,
+    graph: SpatialGraph | None = None,
+    device: str | torch.device = "cpu",
 ) -> np.ndarray:
     """Replace each label by the majority among the spot itself and its spatial neighbors.
 
@@ -37,6 +47,11 @@ def majority_vote(
         the ring around a Visium spot. At most the number of spots of the section minus one.
     sample : array-like, shape (n_spots,), optional
         The section of each spot, when coordinates are given; only spots of the same section vote.
+    graph : SpatialGraph, optional
+        Of the same spots in its internal order, with the same sections, when coordinates are given: the nearest
+        spots are taken from its edges where these contain them, and not searched again.
+    device : str or torch.device
+        Where the votes are counted: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
 
     Returns
     -------
@@ -62,16 +77,19 @@ def majority_vote(
             f"labels must be one-dimensional with none missing; found shape {given.shape}, "
             f"{int(pd.isna(given).sum())} missing."
         )
+    resolved = resolve_device(device)
     domains, own = np.unique(given, return_inverse=True)
     if sp.issparse(neighbors):
         if sample is not None:
             raise InputError(
                 "sample applies to coordinates only; a neighbor graph already defines the neighbors."
             )
-        votes = _count_votes(own, len(domains), _pattern(neighbors, len(own)))
+        voters = _of_matrix(_pattern(neighbors, len(own)))
     else:
-        votes = _count_votes(own, len(domains), _nearest(neighbors, len(own), n_neighbors, sample))
-    refined = _winners(votes, own)
+        points = _check_points(neighbors, len(own), n_neighbors)
+        of_graph = None if graph is None else graph.nearest(n_neighbors, resolved)
+        voters = _nearest(points, n_neighbors, sample, resolved) if of_graph is None else of_graph
+    refined = _winners(torch.from_numpy(own).to(resolved), len(domains), *voters).cpu().numpy()
     # A domain that would vanish keeps its spots. This may empty the domain that had won them, hence the loop;
     # each round restores one for good, so K rounds are enough.
     while len(empty := np.setdiff1d(np.arange(len(domains)), refined)):
@@ -91,10 +109,7 @@ def _pattern(graph: sp.spmatrix | sp.sparray, n_spots: int) -> sp.csr_matrix:
     return sp.csr_matrix((ones, (edges.row[kept], edges.col[kept])), shape=graph.shape)
 
 
-def _nearest(
-    coordinates: np.ndarray, n_spots: int, n_neighbors: int, sample: ArrayLike | None
-) -> sp.csr_matrix:
-    """Ones from each spot to its nearest others in its own section."""
+def _check_points(coordinates: np.ndarray, n_spots: int, n_neighbors: int) -> np.ndarray:
     points = check_coordinates(coordinates)
     if len(points) != n_spots:
         raise InputError(
@@ -102,33 +117,60 @@ def _nearest(
         )
     if n_neighbors < 1:
         raise InputError(f"n_neighbors must be an integer >= 1; found {n_neighbors}.")
-    codes, names = section_codes(sample, n_spots)  # type: ignore[arg-type]
-    adjacency = sp.csr_matrix((n_spots, n_spots), dtype=np.float32)
+    return points
+
+
+def _nearest(
+    points: np.ndarray, n_neighbors: int, sample: ArrayLike | None, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The nearest others of each spot in its own section; see `_winners`."""
+    codes, names = section_codes(sample, len(points))  # type: ignore[arg-type]
+    adjacency = sp.csr_matrix((len(points), len(points)), dtype=np.int8)
     for code in range(len(names)):
         spots = np.flatnonzero(codes == code)
         if (k := min(n_neighbors, len(spots) - 1)) > 0:
-            found = nearest_neighbors(points[spots], k)[0].tocoo()
-            votes = (found.data.astype(np.float32), (spots[found.row], spots[found.col]))
-            adjacency += sp.csr_matrix(votes, shape=adjacency.shape)
-    return adjacency
+            found = nearest_neighbors(points[spots], k, device=device)[0].tocoo()
+            pairs = (found.data, (spots[found.row], spots[found.col]))
+            adjacency += sp.csr_matrix(pairs, shape=adjacency.shape)
+    return _of_matrix(adjacency)
 
 
-def _count_votes(own: np.ndarray, n_domains: int, adjacency: sp.csr_matrix) -> sp.csr_matrix:
-    """Votes for each domain at each spot, its own included; sparse, (n_spots, n_domains)."""
-    n_spots = len(own)
-    ballot = sp.csr_matrix(
-        (np.ones(n_spots, dtype=np.float32), own, np.arange(n_spots + 1)), shape=(n_spots, n_domains)
-    )
-    return sp.csr_matrix(adjacency @ ballot + ballot)
+def _of_matrix(pattern: sp.csr_matrix) -> tuple[torch.Tensor, torch.Tensor]:
+    """The neighbors in the rows of a pattern; see `_winners`."""
+    indices, offsets = pattern.indices, pattern.indptr
+    return torch.from_numpy(indices.astype(offsets.dtype, copy=False)), torch.from_numpy(offsets)
 
 
-def _winners(votes: sp.csr_matrix, own: np.ndarray) -> np.ndarray:
-    """The domain with strictly the most votes at each spot; the spot's own where there is none."""
-    starts = votes.indptr[:-1]  # no row is empty: each spot votes for itself
-    most = np.maximum.reduceat(votes.data, starts)
-    leads = votes.data == np.repeat(most, np.diff(votes.indptr))
-    alone = np.add.reduceat(leads.astype(np.int64), starts) == 1
-    spot = np.repeat(np.arange(len(own)), np.diff(votes.indptr))
-    winner = own.copy()
-    winner[spot[leads]] = votes.indices[leads]
-    return np.where(alone, winner, own)
+def _winners(
+    own: torch.Tensor, n_domains: int, neighbors: torch.Tensor, offsets: torch.Tensor
+) -> torch.Tensor:
+    """The domain with strictly the most votes at each spot; the spot's own where there is none.
+
+    Parameters
+    ----------
+    own : Tensor of int64, (N,)
+        The domain of each spot.
+    n_domains : int
+    neighbors : Tensor, (E,)
+        The voters of each spot besides itself, all in one row.
+    offsets : Tensor, (N + 1,)
+        Where those of each spot begin.
+    """
+    neighbors, offsets = neighbors.to(own.device), offsets.to(own.device)
+    winner, most = own.clone(), torch.zeros(len(own), device=own.device)
+    alone = torch.ones_like(own, dtype=torch.bool)
+    for first in range(0, n_domains, _DOMAINS):
+        domains = torch.arange(first, min(first + _DOMAINS, n_domains), device=own.device)
+        ballot = (own[:, None] == domains).float()
+        votes = ballot
+        if len(neighbors):
+            votes = ballot + functional.embedding_bag(
+                neighbors, ballot, offsets, mode="sum", include_last_offset=True
+            )
+        top, place = votes.max(1)
+        # which of several equals `place` is does not matter: none of them wins
+        unique = (votes == top[:, None]).sum(1) == 1
+        alone = torch.where(top > most, unique, alone & (top < most))
+        winner = torch.where(top > most, first + place, winner)
+        most = torch.maximum(most, top)
+    return torch.where(alone, winner, own)

@@ -20,6 +20,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,9 +45,13 @@ __all__ = [
     "wiener_filter",
 ]
 
+_ROWS = 1 << 17  # rows of a block of an operation on single rows
+_LEAST_PART = 20_000  # rows of a part of the graph that is filtered for itself
+_PART_ENTRIES = 1 << 26  # of an array of a part: at most 256 MiB
+_LEAST_COLUMNS = 17  # worked on at a time; of fewer, a product takes twice the time for each
 # Random vectors for the density of frequencies (Hutchinson 1990): their error falls with the total number of
 # entries, so that small sections take more of them at little cost.
-_LEAST_PROBES, _MOST_PROBES, _PROBE_ENTRIES = 4, 512, 500_000
+_LEAST_PROBES, _MOST_PROBES, _PROBE_ENTRIES = 1, 512, 500_000
 _DEGREE = 128  # of the polynomials: higher degrees resolve finer structure
 _CPU_ROWS = 8192  # of a block whose products stay in the cache
 _DEVICE_ENTRIES = 1 << 25  # of a block on a GPU, where launches cost more than memory
@@ -80,7 +86,13 @@ class Standardization:
             All rows are equal.
         """
         mean = features.mean(0)
-        total = (features - mean).square().mean(0).sum()
+        n = len(features)
+        # in the same way as a whole where that is one block
+        total = sum((part - mean).square().sum(0) / n for part in features.split(_ROWS)).sum()
+        if not 0 < total < torch.inf:  # the squares of very small or large values are beyond float32
+            mean = sum(part.double().sum(0) for part in features.split(_ROWS)) / n
+            total = sum((part.double() - mean).square().sum(0) / n for part in features.split(_ROWS)).sum()
+            mean = mean.to(features)
         if not total > 0:
             raise InputError("all spots have the same features: there is nothing that distinguishes domains.")
         return cls(mean.detach().cpu().numpy(), float(total.sqrt()))
@@ -89,7 +101,12 @@ class Standardization:
         """(N, C) to (N, C), on the same device."""
         # a tensor on the device: CUDA multiplies by the reciprocal of a Python number, which rounds differently
         scale = torch.tensor(self.scale, dtype=features.dtype, device=features.device)
-        return (features - torch.from_numpy(self.mean).to(features)) / scale
+        return (features - torch.from_numpy(self.mean).to(features)).div_(scale)
+
+    def apply_(self, features: Tensor) -> Tensor:
+        """The same, in place."""
+        scale = torch.tensor(self.scale, dtype=features.dtype, device=features.device)
+        return features.sub_(torch.from_numpy(self.mean).to(features)).div_(scale)
 
 
 def standardize(features: Tensor) -> Tensor:
@@ -155,7 +172,7 @@ class FittedFilter:
         if self.wiener is not None:
             with threads_for(len(features)):
                 features = self.wiener.apply(features, adjacency)
-        return self.after.apply(features)
+        return self.after.apply_(features)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The state as arrays, from which `from_arrays` makes an equal filter."""
@@ -279,7 +296,7 @@ def fit_denoise(
         else:
             wiener = None
     after = Standardization.of(features)
-    return after.apply(features), FittedFilter(before, floor, wiener, after)
+    return after.apply_(features), FittedFilter(before, floor, wiener, after)  # they are copies by now
 
 
 def least_depth(depth: Tensor, floor: float) -> float:
@@ -320,11 +337,13 @@ def fill_low_depth(depth: Tensor, adjacency: SymmetricAdjacency, least: float) -
     depth = depth.to(adjacency.device, torch.float32)[:, None]
     root = (1.0 / _loops(adjacency)).sqrt()[:, None]  # Â = D^-1/2 (A + I) D^-1/2
 
-    def over_neighbors(columns: Tensor) -> Tensor:
-        return root * propagate(adjacency, root * columns) - columns
+    parts = _parts(adjacency)
+
+    def over_neighbors(columns: Tensor, rows: slice, part: SymmetricAdjacency) -> Tensor:
+        return root[rows] * propagate(part, root[rows] * columns) - columns
 
     lacking = (least - depth).clamp_min(0)
-    pooled = over_neighbors(depth).clamp_min(0)
+    pooled = torch.cat([over_neighbors(depth[rows], rows, part) for rows, part in parts]).clamp_min(0)
     # without neighbors, or neighbors without counts, there is nothing to receive; less is rounding
     lacking = torch.where(pooled > 1e-5 * depth, lacking, 0)
     low = lacking > 0
@@ -332,7 +351,13 @@ def fill_low_depth(depth: Tensor, adjacency: SymmetricAdjacency, least: float) -
     received = torch.where(low, (1 - own) / pooled.clamp_min(1e-30), 0.0)
 
     def fill(columns: Tensor) -> Tensor:
-        return own * columns + received * over_neighbors(depth * columns)
+        filled = torch.empty_like(columns)
+        for rows, part in parts:
+            block = columns[rows]
+            filled[rows] = own[rows] * block + received[rows] * over_neighbors(
+                depth[rows] * block, rows, part
+            )
+        return filled
 
     return fill
 
@@ -373,10 +398,17 @@ class WienerFilter:
         n_probes = min(max(_LEAST_PROBES, _PROBE_ENTRIES // len(features)), _MOST_PROBES)
         probes = torch.empty(len(features), n_probes).bernoulli_(0.5, generator=make_generator(seed))
         probes = probes.mul_(2).sub_(1).to(features.device)  # drawn on the CPU: the same on every device
-        energy = _chebyshev_moments(adjacency, (features - mean) * root, degree)  # (degree + 1, C)
-        density = _chebyshev_moments(adjacency, probes, degree).mean(1)  # (degree + 1,)
         noise = probes if averaged is None else averaged(probes)
-        noise_energy = _chebyshev_moments(adjacency, noise * root, degree).mean(1)
+        parts = _parts(adjacency)
+        energy, density, noise_energy = (
+            _chebyshev_moments(parts, columns, degree)  # (degree + 1, C)
+            for columns in (
+                lambda rows: (features[rows] - mean) * root[rows],
+                lambda rows: probes[rows],
+                lambda rows: noise[rows] * root[rows],
+            )
+        )
+        density, noise_energy = density.mean(1), noise_energy.mean(1)
         coefficients, gain = _design(energy, noise_energy, density, len(features), degree, noise_band)
         return cls(mean.detach().cpu().numpy(), coefficients, gain)
 
@@ -384,8 +416,14 @@ class WienerFilter:
         """(N, C) to (N, C), on the device and in the order of ``adjacency``."""
         _check_rows(features, adjacency)
         mean, root = torch.from_numpy(self.mean).to(features), _root_degrees(adjacency)
-        signal = (features - mean) * root
-        return _apply(adjacency, signal, torch.from_numpy(self.coefficients).to(signal)) / root + mean
+        coefficients = torch.from_numpy(self.coefficients).to(features)
+        filtered = torch.empty_like(features)
+        for rows, part in _parts(adjacency):
+            for columns in _column_groups(part, features.shape[1]):
+                signal = (features[rows, columns] - mean[columns]) * root[rows]
+                signal = _apply(part, signal, coefficients[:, columns])
+                filtered[rows, columns] = signal.div_(root[rows]).add_(mean[columns])
+        return filtered
 
 
 def wiener_filter(
@@ -454,15 +492,63 @@ def _root_degrees(adjacency: SymmetricAdjacency) -> Tensor:
 
 def _loops(adjacency: SymmetricAdjacency) -> Tensor:
     """The diagonal of Â, the inverse of the degrees of A + I: (N,)."""
-    return adjacency.values[adjacency.rows == adjacency.columns]
+    if adjacency.device.type != "cpu":
+        return adjacency.values[adjacency.rows == adjacency.columns]
+    found = torch.empty(adjacency.n_nodes)
+    for start in range(0, adjacency.n_nodes, _ROWS):  # row numbers would take 8 bytes an entry
+        offsets = adjacency.offsets[start : start + _ROWS + 1].long()
+        at = slice(int(offsets[0]), int(offsets[-1]))
+        row = torch.repeat_interleave(torch.arange(start, start + len(offsets) - 1), offsets.diff())
+        found[start : start + _ROWS] = adjacency.values[at][adjacency.columns[at] == row]
+    return found
 
 
-def _chebyshev_moments(adjacency: SymmetricAdjacency, columns: Tensor, degree: int) -> np.ndarray:
-    """⟨v, T_m(Â)v⟩ of every column for m = 0..degree: (degree + 1, C), float64.
+def _parts(adjacency: SymmetricAdjacency) -> list[tuple[slice, SymmetricAdjacency]]:
+    """Runs of rows that no edge connects, such as sections, of at least `_LEAST_PART` rows, and Â of each.
 
-    From degree/2 products, since 2·T_m·T_n = T_{m+n} + T_{|m−n|}.
+    What is computed of a part stays in the cache, or takes less memory. On a GPU, and where Â is small, one part.
     """
+    n = adjacency.n_nodes
+    if n < 2 * _LEAST_PART or adjacency.device.type != "cpu":
+        return [(slice(0, n), adjacency)]
+    offsets, columns = adjacency.offsets.numpy(), adjacency.columns.numpy()
+    # columns ascend in each row, and every row has its own: no edge leads beyond a row whose reach is itself
+    reach = np.maximum.accumulate(columns[offsets[1:] - 1])
+    ends = np.flatnonzero(reach == np.arange(n)) + 1
+    bounds = [0]
+    for end in ends[np.unique(np.searchsorted(ends, np.arange(_LEAST_PART, n, _LEAST_PART)))].tolist():
+        if end - bounds[-1] >= _LEAST_PART and (n - end >= _LEAST_PART or end == n):
+            bounds.append(end)
+    if bounds[-1] < n:
+        bounds.append(n)
+    if len(bounds) == 2:
+        return [(slice(0, n), adjacency)]
+    return [(slice(*rows), adjacency.rows_alone(*rows)) for rows in pairwise(bounds)]
 
+
+def _column_groups(part: SymmetricAdjacency, n_columns: int) -> list[slice]:
+    """Columns that are worked on at a time, so that an array of them has at most `_PART_ENTRIES` entries."""
+    width = n_columns if part.device.type != "cpu" else max(_LEAST_COLUMNS, _PART_ENTRIES // part.n_nodes)
+    n_groups = -(-n_columns // width)
+    return [slice(*group) for group in pairwise(np.linspace(0, n_columns, n_groups + 1).astype(int).tolist())]
+
+
+def _chebyshev_moments(
+    parts: list[tuple[slice, SymmetricAdjacency]], columns: Callable[[slice], Tensor], degree: int
+) -> np.ndarray:
+    """⟨v, T_m(Â)v⟩ of every column for m = 0..degree: (degree + 1, C), float64; ``columns`` gives those of rows."""
+    total: Any = 0.0
+    for rows, part in parts:
+        block = columns(rows)
+        groups = _column_groups(part, block.shape[1])
+        total = total + np.concatenate(
+            [_moments_of(part, block[:, group].contiguous(), degree) for group in groups], axis=1
+        )
+    return np.asarray(total)
+
+
+def _moments_of(adjacency: SymmetricAdjacency, columns: Tensor, degree: int) -> np.ndarray:
+    """`_chebyshev_moments` of (N, C) columns, from degree/2 products, since 2·T_m·T_n = T_{m+n} + T_{|m−n|}."""
     rows = _CPU_ROWS if columns.device.type == "cpu" else max(1, _DEVICE_ENTRIES // columns.shape[1])
 
     def dot(a: Tensor, b: Tensor) -> Tensor:

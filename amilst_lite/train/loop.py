@@ -6,10 +6,11 @@ the generator take one step each. Rows are in the graph's space-filling order th
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +21,16 @@ from ..nn import losses
 from ..nn.layers import BatchNorm
 from ..nn.model import AMILSTNetwork, BilinearDiscriminator, Generator, NetworkOutput
 from ..nn.sparse import SymmetricAdjacency
+from ..progress import advance, begin
 from ..runtime import make_generator, spawn_seeds, threads_for
 from ..spatial.graph import SpatialGraph
-from .batches import Batch, make_batches
+from .batches import Batch, largest_core, make_batches
 
 __all__ = ["Callback", "Trainer", "TrainingResult", "embed"]
 
 Callback = Callable[[int, int, dict[str, float]], None]
 """Called with the epoch (from 1), the number of epochs and that epoch's losses by name."""
 
-logger = logging.getLogger("amilst_lite")
 
 _RECORD_EVERY = 10  # epochs between two readings of the losses, each of which waits for the GPU
 _ADVERSARY_RATE = 0.001  # learning rate of discriminators and generator
@@ -43,24 +44,28 @@ class TrainingResult:
     ----------
     network : AMILSTNetwork
         In evaluation mode, on the device of the training.
-    f, g : Tensor, (N, [M,] ·)
-        Embeddings of the uncorrupted features, in the order of the features given.
-    reconstruction : Tensor, (N, C)
-        Output of the decoder, mean over the M networks.
+    latent : Tensor, (N, [M,] n_f + n_g)
+        z = [f, g], the embeddings of the uncorrupted features, in the order of the features given.
+    reconstruction : Tensor, (N, C), or None
+        Output of the decoder, mean over the M networks; None if it was not asked for.
     history : dict of str to list of float
         One value per epoch (mean over networks) for every term; ``epoch`` counts from 1.
     """
 
     network: AMILSTNetwork
-    f: Tensor
-    g: Tensor
-    reconstruction: Tensor
+    latent: Tensor
+    reconstruction: Tensor | None
     history: dict[str, list[float]]
 
     @property
-    def latent(self) -> Tensor:
-        """z = [f, g]: (N, [M,] n_f + n_g)."""
-        return torch.cat([self.f, self.g], dim=-1)
+    def f(self) -> Tensor:
+        """(N, [M,] n_f), a part of ``latent``."""
+        return self.latent[..., : self.network.n_f]
+
+    @property
+    def g(self) -> Tensor:
+        """(N, [M,] n_g), a part of ``latent``."""
+        return self.latent[..., self.network.n_f :]
 
 
 class Trainer:
@@ -123,8 +128,10 @@ class Trainer:
             )
         self._tiles = make_generator(tile_seed)
         self._sweep: list[int] = []
+        # one operation for all parameters; torch does the same by itself on a GPU
+        self._adam: Any = partial(torch.optim.Adam, fused=True if self.device.type == "cpu" else None)
         self.optimizers = {
-            "network": torch.optim.Adam(
+            "network": self._adam(
                 self.network.parameters(), self.config.learning_rate, weight_decay=self.weight_decay
             )
         }
@@ -140,7 +147,7 @@ class Trainer:
     def _adversary(self, name: str, module: nn.Module) -> nn.Module:
         """The module on the device, with an optimizer of its own."""
         module = module.to(self.device)
-        self.optimizers[name] = torch.optim.Adam(module.parameters(), _ADVERSARY_RATE)
+        self.optimizers[name] = self._adam(module.parameters(), _ADVERSARY_RATE)
         return module
 
     # --- losses -----------------------------------------------------------------------------
@@ -266,21 +273,28 @@ class Trainer:
         """Output of a batch's core, uncorrupted, in evaluation mode."""
         return _evaluate(self.network, self.features, batch)
 
-    def run(self, callback: Callback | None = None) -> TrainingResult:
-        """Train, then embed every spot.
+    def run(self, callback: Callback | None = None, *, reconstruct: bool = True) -> TrainingResult:
+        """Train, then embed every spot; the reconstruction is kept if asked for.
 
         Raises
         ------
         TrainingDivergedError
-            A term is not finite.
+            A term, or what the network computes in the end, is not finite.
         """
-        rows = max(batch.size for batch in self.batches)
+        rows = largest_core(self.batches)
         with threads_for(rows * self.n_networks):
             self.network.train()
             history = self._train(callback)
-            logger.info("embed")
+            begin("embed")
             self.network.eval()
-            return TrainingResult(self.network, *embed(self.network, self.features, self.batches), history)
+            found = embed(self.network, self.features, self.batches, reconstruct=reconstruct)
+            for name, values in zip(("z", "reconstruction"), found, strict=True):
+                if values is not None and not values.isfinite().all():
+                    raise TrainingDivergedError(
+                        f"the output {name!r} of the network is not finite after epoch {self.config.epochs} of "
+                        f"{self.config.epochs}. Check the features for extreme values, or lower learning_rate."
+                    )
+            return TrainingResult(self.network, *found, history)
 
     def _train(self, callback: Callback | None) -> dict[str, list[float]]:
         recorder = Recorder(self.config.epochs, callback)
@@ -301,8 +315,8 @@ def _evaluate(network: AMILSTNetwork, features: Tensor, batch: Batch) -> Network
 
 
 def embed(
-    network: AMILSTNetwork, features: Tensor, batches: Sequence[Batch]
-) -> tuple[Tensor, Tensor, Tensor]:
+    network: AMILSTNetwork, features: Tensor, batches: Sequence[Batch], *, reconstruct: bool = True
+) -> tuple[Tensor, Tensor | None]:
     """What a trained network computes of every spot.
 
     Parameters
@@ -313,22 +327,27 @@ def embed(
         In the graph's order.
     batches : sequence of Batch
         See `make_batches`.
+    reconstruct : bool
+        Return the reconstruction, too.
 
     Returns
     -------
-    f, g : Tensor, (N, [M,] ·)
-    reconstruction : Tensor, (N, C)
+    latent : Tensor, (N, [M,] n_f + n_g)
+        z = [f, g].
+    reconstruction : Tensor, (N, C), or None
         Mean over the members.
     """
-    f, g, reconstruction = Tensor(), Tensor(), torch.empty_like(features)
+    # allocated once: no lists of parts beside their concatenation
+    members = () if network.members is None else (network.members,)
+    latent = features.new_empty((len(features), *members, network.n_f + network.n_g))
+    reconstruction = torch.empty_like(features) if reconstruct else None
     for batch in batches:
         output = _evaluate(network, features, batch)
-        if batch.rows.start == 0:  # allocated once: no list of parts beside their concatenation
-            f, g = (part.new_empty((len(features), *part.shape[1:])) for part in output[:2])
-        decoded = output.reconstruction
-        f[batch.rows], g[batch.rows] = output.f, output.g
-        reconstruction[batch.rows] = decoded if decoded.ndim == 2 else decoded.mean(1)
-    return f, g, reconstruction
+        latent[batch.rows] = output.latent
+        if reconstruction is not None:
+            decoded = output.reconstruction
+            reconstruction[batch.rows] = decoded if decoded.ndim == 2 else decoded.mean(1)
+    return latent, reconstruction
 
 
 class _Moments:
@@ -402,9 +421,10 @@ class Recorder:
                     "Check the features for extreme values, or lower learning_rate."
                 )
         # a term of one phase only has no value in the other
-        for name in terms.keys() - self.history.keys():
-            self.history[name] = [math.nan] * (epoch - 1)
+        for name in terms:  # in their order, and not that of a set, which is another in each process
+            self.history.setdefault(name, [math.nan] * (epoch - 1))
         for name, series in self.history.items():
             series.append(epoch if name == "epoch" else terms.get(name, math.nan))
         if self.callback is not None:
             self.callback(epoch, self.n_epochs, terms)
+        advance(epoch, self.n_epochs)

@@ -9,7 +9,6 @@ share of its deviance, and zero unless there clearly is one.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +17,7 @@ import torch
 from scipy import sparse
 
 from ..config import Config
-from ..errors import AmilstWarning, InputError
-from ..nn.sparse import SymmetricAdjacency
+from ..errors import InputError, muted_warnings
 from ..preprocess import CountRows, NormalizedCounts, prepare
 from ..runtime import spawn_seeds
 from ..spatial.graph import SpatialGraph
@@ -37,6 +35,8 @@ _RIDGE = 0.01
 """Of the map, as a share of the total variance of the features: columns of little variance are not amplified."""
 _BLOCK = 100
 """Spots in a block: neighboring spots are predicted from the same ones."""
+_LEAST_DISPERSION, _MOST_DISPERSION = 1e-6, 1e3
+"""Beyond, the counts are Poisson as far as can be told, or go into one part as a whole; beta needs finite numbers."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,10 @@ def network_share(
     within = graph.subgraph(nodes)
     those = rows_of(counts, chosen)
     kept, held_out = thin(those if genes is None else those[:, genes], 0.5, thin_seed)
-    adjacency = SymmetricAdjacency(within.adjacency(device))
+    adjacency = within.normalized(device)
     try:
-        with warnings.catch_warnings():
-            # those of the counts as a whole have been issued; these would be of half the counts of a part
-            warnings.simplefilter("ignore", AmilstWarning)
+        # those of the counts as a whole have been issued; these would be of half the counts of a part
+        with muted_warnings():
             preparation = prepare(
                 kept, config.preprocess, within.connectivities(), seed=pca_seed, device=device
             )
@@ -132,7 +131,7 @@ def network_share(
     )
     reconstruction = trainer.run().reconstruction
     predict = _Prediction(held_out[:, preparation.genes], config.preprocess.normalization)
-    per_spot = np.stack([predict(torch.lerp(filtered, reconstruction, share), filtered) for share in _SHARES])
+    per_spot = np.stack([predict(torch.lerp(filtered, reconstruction, share), filtered) for share in _SHARES])  # type: ignore[arg-type]
     difference = per_spot - per_spot[0]
     error = difference.std(1) / np.sqrt(len(chosen))
     mean = difference.mean(1)
@@ -152,22 +151,25 @@ def rows_of(counts: Any, rows: np.ndarray) -> sparse.csr_matrix:
     source = CountRows(counts)
     if sparse.issparse(source.counts):
         return sparse.csr_matrix(source.counts[rows], dtype=np.float32)
-    ascending = np.sort(rows)
-    parts = [
-        block[ascending[(ascending >= place.start) & (ascending < place.stop)] - place.start]
-        for place, block in source
-    ]
-    return sparse.vstack(parts, format="csr")[np.searchsorted(ascending, rows)]
+    return source.take(rows)
 
 
-def thin(counts: sparse.csr_matrix, share: float, seed: int) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+def thin(
+    counts: sparse.csr_matrix, share: float, seed: int, dispersion: np.ndarray | None = None
+) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
     """Keep each count with probability ``share``; what is kept, and the rest.
 
-    Values that are not integers are rounded.
+    Values that are not integers are rounded. The two are independent if the counts are Poisson or, with
+    ``dispersion``, (G,), negative binomial with the variance μ + φ μ²: the probability is then drawn for each
+    spot and gene, from the beta distribution of share / φ and (1 - share) / φ (Neufeld et al., JMLR 2024).
     """
     rng = np.random.default_rng(seed)
     whole = np.rint(counts.data).astype(np.int64)
-    kept = rng.binomial(whole, share)
+    kept_share: Any = share
+    if dispersion is not None:
+        size = 1 / np.clip(dispersion, _LEAST_DISPERSION, _MOST_DISPERSION)[counts.indices]
+        kept_share = rng.beta(share * size, (1 - share) * size)
+    kept = rng.binomial(whole, kept_share)
     return _without_zeros(kept, counts), _without_zeros(whole - kept, counts)
 
 

@@ -1,18 +1,18 @@
 """Disks that are full or fail, at every write, fsync and rename in turn; small, read-only and vanishing places.
 
 Every run replaces earlier results (--force). Expected each time: one line, exit status 2, nothing left, and the earlier
-results unchanged. Linux; the small and read-only file systems need root.
+results unchanged. Runs with a checkpoint may leave that, and continue once there is space. Linux; the small and
+read-only file systems need root.
 
-    python benchmarks/faults/disk.py [--most N] [--output FILE]
+    python benchmarks/faults/disk.py [--most N] [--json FILE]
 
-Takes about a second for each fault.
+Takes about half a second for each fault.
 """
 
 from __future__ import annotations
 
 import argparse
 import errno
-import json
 import os
 import shutil
 import subprocess
@@ -32,15 +32,16 @@ def main() -> int:
     parser.add_argument(
         "--most", type=int, default=60, help="faults of a kind; more are sampled (default: 60)"
     )
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--json", type=Path, help="file for the record")
     options = parser.parse_args()
     disk = harness.with_faulty_disk()
-    started = time.time()
-    harness.prepare(300)
+    record = harness.record(options.json, "disk", seeds=1)
     tallies: list[harness.Tally] = []
     place = Path(tempfile.mkdtemp())  # a TemporaryDirectory would be removed at the end of each fork
     try:
         checks = (
+            lambda: small_disks_with_checkpoint(place / "continued"),
+            lambda: harness.prepare(300),
             lambda: each_call(disk, "write", errno.ENOSPC, place / "write", options.most),
             lambda: each_call(disk, "fsync", errno.EIO, place / "fsync", options.most),
             lambda: each_call(disk, "rename", errno.EIO, place / "rename", options.most),
@@ -50,14 +51,13 @@ def main() -> int:
             lambda: two_at_once(place / "two", min(options.most, 20)),
         )
         for check in checks:
-            tallies.append(check())
-            tallies[-1].show()
+            tally = check()
+            if tally is not None:
+                tally.show()
+                tallies.append(tally)
+                harness.write(record, tallies)
     finally:
         shutil.rmtree(place)
-    print(f"{time.time() - started:.0f} s")
-    if options.output:
-        found = {tally.name: {**tally.counts, "failures": tally.failures} for tally in tallies}
-        options.output.write_text(json.dumps(found, indent=2) + "\n")
     return int(any(tally.failures for tally in tallies))
 
 
@@ -139,6 +139,32 @@ def small_disks(place: Path) -> harness.Tally:
                 facts = {"written": (out / "result.h5ad").exists() and len(list(out.parent.iterdir())) == 1}
             else:
                 facts = harness.facts_of_refusal(status, log, out, before)
+            tally.add(f"{size}: {log.read_text()[-300:]!r}", **facts)
+    return tally
+
+
+def small_disks_with_checkpoint(place: Path) -> harness.Tally:
+    """Runs that keep every step on file systems without space for both; and those again, with more space."""
+    tally = harness.Tally("file systems of 1 to 8 MiB, with checkpoints")
+    harness.import_everything()
+    counts = harness.write_input(place)
+    for size in ("1m", "2m", "4m", "8m"):
+        with mounted(place / size, f"size={size}") as is_mounted:
+            if not is_mounted:
+                continue
+            out, log = place / size / "OUT", place / f"log{size}"
+            before = earlier(out)
+            command = harness.small_run(counts, out)
+            status = harness.wait(harness.fork(command, log, harness.keep_every_step))
+            kept = (out.parent / ".OUT.checkpoint").exists()
+            if status == 0:
+                facts = {"written": (out / "result.h5ad").exists() and not kept}
+            else:
+                facts = harness.facts_of_refusal(status, log, out, before, 1 + kept)
+            tally.counts["continued"] += kept
+            subprocess.run(["mount", "-o", "remount,size=64m", str(place / size)], check=True)
+            again = harness.wait(harness.fork([*command, "--resume"], log, harness.keep_every_step))
+            facts["completed"] = again == 0 and [path.name for path in out.parent.iterdir()] == ["OUT"]
             tally.add(f"{size}: {log.read_text()[-300:]!r}", **facts)
     return tally
 
