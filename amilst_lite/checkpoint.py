@@ -29,6 +29,7 @@ import pandas as pd
 from scipy import sparse
 
 from ._version import __version__
+from .distributed import ranks
 from .errors import InputError, recorded_warnings, warn
 from .partial import replacing
 
@@ -134,7 +135,8 @@ class Checkpoint:
         if self.folder is None:
             return compute()
         kept = self._read(name, unpack)
-        if kept is not None:
+        # a stage is computed by all processes or by none
+        if all(ranks().objects(kept is not None)) and kept is not None:
             logger.info("%s: from the checkpoint", name)
             for text in kept[1]:
                 warn(text)

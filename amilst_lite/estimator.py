@@ -21,6 +21,7 @@ from .checkpoint import Checkpoint
 from .cluster.domains import Domains, find_domains
 from .cluster.selection import Selection, select_n_domains
 from .config import Config, preset
+from .distributed import ranks, sampled
 from .errors import InputError, MissingExtraError, NotFittedError, warn
 from .fitted_model import FittedModel, Prediction, arrays_of, network_of
 from .html_repr import model_html
@@ -340,8 +341,13 @@ class AMILST(ClusterMixin, BaseEstimator):
     ) -> None:
         config, device = self.resolve_config(), resolve_device(self.device)
         features, points, sections, depths = _check_input(X, coordinates, sample, graph, depth)
+        group = ranks()
         _warn_of_features(features)
-        validate(config, len(features), self.n_domains, self.seed)
+        validate(config, group.sum(len(features)), self.n_domains, self.seed)
+        if group.size > 1:
+            _check_distributed(config)
+        sections = group.numbered(sections)
+        n_sections = group.largest(int(sections.max()) + 1)
         if config.cluster.network_share is None:  # it takes counts to decide it
             config = config.replace(network_share=0.0)
         self.seconds_: dict[str, float] = {}
@@ -358,7 +364,7 @@ class AMILST(ClusterMixin, BaseEstimator):
         depths = None if depths is None else depths[graph.order]
         ordered_sections = sections[graph.order]
         features, fitted_filter, latent, embedding = self._represent(
-            features, graph, ordered_sections, depths, config, device, checkpoint
+            features, graph, ordered_sections, n_sections, depths, config, device, checkpoint
         )
         with self._timed("cluster", device):
             seed = stage_seed(self.seed, "cluster")
@@ -404,13 +410,13 @@ class AMILST(ClusterMixin, BaseEstimator):
                     device=device,
                 ),
             )
-        self._check_sections(domains.labels, ordered_sections)
+        self._check_sections(domains.labels, ordered_sections, n_sections)
         self.fitted_: FittedModel | None = None
         if domains.mixture is not None:
             effect, asked = self.section_effect_, config.integration.batch_correction
             self.fitted_ = FittedModel(
                 config,
-                asked if asked != "auto" or sections.max() == 0 else effect.method,
+                asked if asked != "auto" or n_sections == 1 else effect.method,
                 fitted_filter,
                 SectionReference.of(features.cpu().numpy(), domains.probabilities),
                 self.network_,
@@ -418,7 +424,7 @@ class AMILST(ClusterMixin, BaseEstimator):
                 features.shape[1],
                 self.seed,
                 self.preset,
-                typical_spacing(points),
+                group.same(typical_spacing(points)),
             )
         # back to the caller's order, one array after the other, so that few of them are there twice
         rank = graph.rank
@@ -436,6 +442,7 @@ class AMILST(ClusterMixin, BaseEstimator):
         features: torch.Tensor,
         graph: SpatialGraph,
         sections: np.ndarray,
+        n_sections: int,
         depths: np.ndarray | None,
         config: Config,
         device: torch.device,
@@ -472,7 +479,7 @@ class AMILST(ClusterMixin, BaseEstimator):
             del unfiltered
         if graph.n_spots > config.train.batch_size:  # tiles have their own
             adjacency = None
-        features = self._without_section_effect(features, sections, config, device, checkpoint)
+        features = self._without_section_effect(features, sections, n_sections, config, device, checkpoint)
         with self._timed("train", device):
             self.network_, self.history_, latent, embedding = checkpoint.stage(
                 "train",
@@ -530,12 +537,13 @@ class AMILST(ClusterMixin, BaseEstimator):
         self,
         features: torch.Tensor,
         sections: np.ndarray,
+        n_sections: int,
         config: Config,
         device: torch.device,
         checkpoint: Checkpoint,
     ) -> torch.Tensor:
         """The features, (N, C), less the effect of their sections."""
-        if sections.max() == 0:
+        if n_sections == 1:
             self.section_effect_ = SectionEffect.none(1, features.shape[1])
             return features
         with self._timed("correct", device):
@@ -553,11 +561,11 @@ class AMILST(ClusterMixin, BaseEstimator):
             )
             return torch.from_numpy(self.section_effect_.remove(array, sections)).to(device)
 
-    def _check_sections(self, labels: np.ndarray, sections: np.ndarray) -> None:
+    def _check_sections(self, labels: np.ndarray, sections: np.ndarray, n_sections: int) -> None:
         """Warn where the domains are the sections."""
-        if sections.max() == 0:
+        if n_sections == 1:
             return
-        common = normalized_mutual_info(sections, labels)
+        common = normalized_mutual_info(*sampled(sections, labels))
         if common > _SECTIONS_AS_DOMAINS:
             warn(
                 f"the domains largely follow the sections (normalized mutual information {common:.2f}; section "
@@ -572,6 +580,15 @@ class AMILST(ClusterMixin, BaseEstimator):
         yield
         synchronize(device)
         self.seconds_[stage] = time.perf_counter() - start
+
+
+def _check_distributed(config: Config) -> None:
+    """Refuse what has no distributed form."""
+    if config.train.recipe != "default" or config.cluster.method != "gmm":
+        raise InputError(
+            "a run of several processes needs the default recipe and method='gmm'; found "
+            f"recipe={config.train.recipe!r} and method={config.cluster.method!r}. Run it as one process."
+        )
 
 
 def _tried(done: int, total: int) -> None:

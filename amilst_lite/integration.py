@@ -33,6 +33,7 @@ from .cluster.blocks import block_threads
 from .cluster.shifted import Components, Spots, effects, em, log_composition, maximize, summed
 from .cluster.shrinkage import PrincipalAxes
 from .cluster.starts import short_kmeans
+from .distributed import alone, ranks
 from .errors import InputError
 from .metrics import normalized_mutual_info
 from .runtime import make_generator, spawn_seeds
@@ -166,9 +167,13 @@ class SectionReference:
                 "features and probabilities must be matrices with one row per spot; found shapes "
                 f"{np.shape(features)} and {np.shape(probabilities)}."
             )
-        chosen = _evenly_spaced_blocks(len(features))
-        X, weights = (array[chosen].astype(np.float64) for array in (features, probabilities))
-        axes = replace(PrincipalAxes.of(X, most=_COLUMNS), mean=features.mean(0, dtype=np.float64))
+        group = ranks()
+        n = group.sum(len(features))
+        chosen = _evenly_spaced_blocks(n)
+        X, weights = (group.take(array, chosen).astype(np.float64) for array in (features, probabilities))
+        mean = group.sum(features.sum(0, dtype=np.float64)) / n
+        with alone():
+            axes = replace(PrincipalAxes.of(X, most=_COLUMNS), mean=mean)
         n_axes = axes.axes.shape[1]
         if n_axes == 0:
             raise InputError("all spots have the same features: there is nothing that distinguishes domains.")
@@ -361,8 +366,9 @@ def section_effect(
     -------
     SectionEffect
     """
-    sizes = np.bincount(sections)
-    n_sections = len(sizes)
+    group = ranks()
+    n_sections = group.largest(int(sections.max()) + 1)
+    sizes = group.sum(np.bincount(sections, minlength=n_sections))
     nothing = SectionEffect.none(n_sections, features.shape[1])
     if n_sections < 2 or method == "none":
         return nothing
@@ -380,9 +386,20 @@ def _estimate(
     features: np.ndarray, sections: np.ndarray, n_domains: int | None, method: str, seed: int
 ) -> SectionEffect:
     """`section_effect` of two or more sections."""
-    n_sections = int(sections.max()) + 1
-    chosen = _evenly_spaced_blocks(len(features))
-    X, s = features[chosen].astype(np.float64), sections[chosen]
+    group = ranks()
+    n_sections = group.largest(int(sections.max()) + 1)
+    chosen = _evenly_spaced_blocks(group.sum(len(features)))
+    X, s = group.take(features, chosen).astype(np.float64), group.take(sections, chosen)
+    centers = _section_means(features, sections, n_sections)
+    with alone():  # every rank holds the sample
+        return _estimate_from_sample(X, s, centers, n_domains, method, seed)
+
+
+def _estimate_from_sample(
+    X: np.ndarray, s: np.ndarray, centers: np.ndarray, n_domains: int | None, method: str, seed: int
+) -> SectionEffect:
+    """From spots X (n, C) of the sections s (n,), and the means (S, C) of the sections."""
+    n_sections = len(centers)
     n_components = max(1, min(n_domains or _OTHERWISE, len(X) // 4))
     axes = PrincipalAxes.of(X, most=_COLUMNS)
     Z = axes.rotate(X)
@@ -418,9 +435,8 @@ def _estimate(
         return replace(nothing, log_likelihood=evidence, nmi=common)
     total = X.var(0).sum()
     if method == "center":
-        shift = _section_means(features, sections, n_sections)
-        strength = float((shift[s] ** 2).sum(1).mean() / total)
-        return SectionEffect(method, shift.astype(np.float32), None, strength, evidence, common)
+        strength = float((centers[s] ** 2).sum(1).mean() / total)
+        return SectionEffect(method, centers.astype(np.float32), None, strength, evidence, common)
     spots, means = Spots(Z, s, n_sections), _section_means(Z, s, n_sections)
     labels = _starts(Z - means[s], n_components, _RESTARTS, fit_seed)
     fitted = _fit(spots, labels, n_components, means, fixed=False)
@@ -475,10 +491,15 @@ def _fit(
 
 def _section_means(X: np.ndarray, sections: np.ndarray, n_sections: int) -> np.ndarray:
     """Mean of each section less the mean of all spots, (S, C) float64; zero for a section without spots."""
-    means = np.zeros((n_sections, X.shape[1]))
-    overall = X.mean(0, dtype=np.float64)
+    group = ranks()
+    sums = np.zeros((n_sections, X.shape[1]))
     for section in np.unique(sections):
-        means[section] = X[sections == section].mean(0, dtype=np.float64) - overall
+        sums[section] = X[sections == section].sum(0, dtype=np.float64)
+    sums = group.sum(sums)
+    sizes = group.sum(np.bincount(sections, minlength=n_sections))
+    overall = group.sum(X.sum(0, dtype=np.float64)) / sizes.sum()
+    means = sums / np.maximum(sizes, 1)[:, None] - overall
+    means[sizes == 0] = 0
     return means
 
 

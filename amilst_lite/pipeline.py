@@ -23,6 +23,7 @@ from scipy import sparse
 from . import io, keys, metrics
 from .checkpoint import Checkpoint
 from .config import Config
+from .distributed import ranks, sampled
 from .errors import InputError, MissingKeyError, recorded_warnings
 from .estimator import AMILST, validate
 from .fitted_model import Prediction
@@ -180,7 +181,7 @@ def identify_domains(
         if representation is None:
             begin("prepare")
             counts = counts_of(adata)
-            codes = None if sample is None else section_codes(sample, len(sample))[0]
+            codes = None if sample is None else ranks().numbered(section_codes(sample, len(sample))[0])
 
             def prepared_counts() -> tuple[np.ndarray, np.ndarray, FittedPreparation, np.ndarray]:
                 preparation = prepare(
@@ -462,6 +463,8 @@ def _integration_record(result: Prediction, sample: Any) -> dict[str, Any]:
     """What was done about section effects, for the record."""
     effect = result.section_effect
     codes, sections = section_codes(sample, len(sample))
+    codes = ranks().numbered(codes)
+    sections = [section for names in ranks().objects(sections) for section in names]
     return {
         "batch_correction": effect.method,
         "strength": effect.strength,
@@ -469,7 +472,7 @@ def _integration_record(result: Prediction, sample: Any) -> dict[str, Any]:
         "nmi_section": dict(effect.nmi),
         "sections": np.asarray([str(section) for section in sections], dtype=object),
         "shift": effect.shift,
-        "nmi_domain_section": metrics.normalized_mutual_info(codes, result.labels),
+        "nmi_domain_section": metrics.normalized_mutual_info(*sampled(codes, result.labels)),
     }
 
 
@@ -489,7 +492,8 @@ def simulate_section(
     -------
     AnnData
         Counts (CSR float32) in ``X``, coordinates in µm in ``obsm["spatial"]``, the true domains in
-        ``obs["ground_truth"]``, the spot diameter in the scale factors of ``uns["spatial"]``, the unit in ``uns["amilst_input"]``.
+        ``obs["ground_truth"]``, the spot diameter in the scale factors of ``uns["spatial"]``, the unit in
+        ``uns["amilst_input"]``.
     """
     tissue = simulate_tissue(n_spots, n_genes, n_domains, **options)
     return ad.AnnData(
@@ -502,8 +506,11 @@ def simulate_section(
                 "simulated": {"scalefactors": {"spot_diameter_fullres": float(tissue.spot_diameter)}}
             },
             keys.INPUT: {
-                "platform": "simulation", "coordinate_unit": "micrometer", "geometry": "free", "left_out": {}
-            },  # fmt: skip
+                "platform": "simulation",
+                "coordinate_unit": "micrometer",
+                "geometry": "free",
+                "left_out": {},
+            },
         },
     )
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -18,6 +20,7 @@ import pandas as pd
 
 from . import analysis, io, keys, plot
 from .checkpoint import Checkpoint
+from .distributed import alone, ranks
 from .errors import InputError, MissingKeyError, recorded_warnings, warn
 from .estimator import AMILST
 from .preprocess import is_on_disk
@@ -32,6 +35,8 @@ logger = logging.getLogger("amilst_lite")
 
 _MOST_SPOTS = 200_000
 """Above, analyses that take minutes or hold the counts in memory are left to `amilst analyze`."""
+_SECTIONS = "sections"
+"""Folder for the results of each section, where several processes have them."""
 _ROWS = 200_000
 """Spots of the table that are written at a time."""
 _MOST_MARKERS = 100
@@ -54,6 +59,7 @@ def write_results(
     key_added: str = keys.DEFAULT_KEY,
     earlier_warnings: Sequence[str] = (),
     command: str | None = None,
+    n_spots: int | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> dict[str, Any]:
     """Write the results of a run into a folder.
@@ -86,6 +92,9 @@ def write_results(
         Warnings issued before `identify_domains`, for example by the reader, for the record.
     command : str, optional
         The command that repeats the run, for the record.
+    n_spots : int, optional
+        If ``adata`` holds some of the spots of the run: how many it had. What needs all of them, such as the
+        neighbor graph, is left out; see `gathered`.
     checkpoint : Checkpoint, optional
         That of `identify_domains`; keeps analyses, scores and figures as well.
 
@@ -117,7 +126,7 @@ def write_results(
     summary: dict[str, Any] = {
         "input": source,
         "command": command,
-        "n_spots": adata.n_obs,
+        "n_spots": n_spots or adata.n_obs,
         "n_genes": adata.n_vars,
         "n_domains": record["n_domains"],
         "selection": record["selection"],
@@ -135,6 +144,7 @@ def write_results(
         **{name: record[name] for name in ("preset", "config", "seed", "device", "estimate", "versions")},
         "seconds": dict(record["seconds"]),
         "peak_memory": record["peak_memory"],
+        "processes": record.get("processes", {"n": 1}),
     }
     left_out: list[str] = []
 
@@ -162,6 +172,8 @@ def write_results(
         summary["warnings"] = list(dict.fromkeys(found))  # a figure and the report may have the same
         summary["left_out"] = left_out
         summary["files"] = [name for name in _FILES if name == "run.json" or (place / name).exists()]
+        if some_spots:
+            summary["files"] += ["domains.csv", _SECTIONS]
         (place / "run.json").write_text(to_json(summary) + "\n", encoding="utf-8")
 
     def write_scores() -> None:
@@ -172,8 +184,17 @@ def write_results(
     tables: dict[str, pd.DataFrame] = {}
 
     too_large = is_on_disk(counts_of(adata)) or adata.n_obs > _MOST_SPOTS
+    some_spots = n_spots is not None and n_spots > adata.n_obs
+    if some_spots:
+        left_out.append(
+            f"result.h5ad, report.html and figures: {adata.n_obs} of {n_spots} spots, evenly spaced; all are in "
+            f"{_SECTIONS}/ and domains.csv"
+        )
 
     def analyze(name: str) -> None:
+        if some_spots and name not in ("markers", "composition"):
+            left_out.append(f"{name}.csv: it needs all spots; amilst analyze makes it of each section")
+            return
         if too_large and name in ("markers", "shapes"):
             left_out.append(f"{name}.csv: the section is large; amilst analyze makes it")
             return
@@ -186,7 +207,8 @@ def write_results(
         tables[name].to_csv(place / f"{name}.csv")
 
     with io.atomic_files(folder, _FILES) as place, recorded_warnings() as issued:
-        _write_table(adata, names, place / "domains.csv")
+        if not some_spots:
+            _write_table(adata, names, place / "domains.csv")
         begin("analyze")
         for name in analysis.CHEAP:
             attempt(f"{name}.csv", lambda name=name: analyze(name))  # type: ignore[misc]
@@ -222,6 +244,66 @@ def write_results(
         timed("report", then)
         write_record()
     return summary
+
+
+@contextmanager
+def gathered(
+    adata: ad.AnnData, folder: Path, *, key_added: str = keys.DEFAULT_KEY
+) -> Iterator[tuple[ad.AnnData | None, int]]:
+    """The results of several processes, for `write_results` by the first one; the others wait meanwhile.
+
+    Of more than 200,000 spots, evenly spaced ones are gathered, without their graph; every process then writes its
+    sections, in full, to ``folder/sections``, and all together ``folder/domains.csv``.
+
+    Yields
+    ------
+    AnnData or None
+        None in all processes but the first.
+    int
+        Number of spots of all processes.
+    """
+    group, names = ranks(), keys.ResultKeys(key_added)
+    n_spots = group.sum(adata.n_obs)
+    record = _checked_record(adata, names, None)
+    step = -(-n_spots // _MOST_SPOTS)
+    part = adata
+    if step > 1:
+        own = group.own(np.arange(0, n_spots, step), adata.n_obs)
+        without_graph = ad.AnnData(
+            adata.X, adata.obs, adata.var, obsm=dict(adata.obsm), layers=dict(adata.layers)
+        )
+        part = without_graph[own].copy()
+        _write_sections(adata, folder / _SECTIONS, record.get("sample_key"))
+        _write_table(adata, names, folder / f".domains.{group.rank}")
+    parts = group.to_first(part)
+    memory = group.objects(record["peak_memory"]["ram_bytes"])
+    together = None
+    if parts is not None:
+        together = ad.concat(parts, merge="same", pairwise=step == 1)
+        together.uns = dict(adata.uns)
+        together.uns[names.record] = record | {
+            "processes": {"n": group.size, "ram_bytes": np.array([str(each) for each in memory])}
+        }
+    del part, parts
+    with alone():
+        yield together, n_spots
+    if together is not None and step > 1:
+        with (folder / "domains.csv").open("wb") as whole:
+            for rank in range(group.size):
+                piece = folder / f".domains.{rank}"
+                with piece.open("rb") as lines:
+                    if rank > 0:
+                        lines.readline()  # the names of the columns
+                    shutil.copyfileobj(lines, whole)
+                piece.unlink()
+    group.wait()
+
+
+def _write_sections(adata: ad.AnnData, folder: Path, sample_key: str | None) -> None:
+    """One file for each section of this process."""
+    folder.mkdir(exist_ok=True)
+    for name, rows in adata.obs.groupby(sample_key, observed=True).indices.items():
+        io.write_h5ad(adata[rows].copy(), folder / f"{name}.h5ad")
 
 
 def write_figures(

@@ -2,6 +2,7 @@
 
     python benchmarks/scaling.py --cells 3000 10000 100000 1000000 --genes 300 [--json FILE]
     python benchmarks/scaling.py --cells 100000 1000000 10000000 --sections 40 --genes 300 --json FILE
+    python benchmarks/scaling.py --cells 1000000 --sections 40 --processes 1 2 4 --json FILE
 
 The tissue is simulated (single cells, 20 domains of irregular outline) and written to disk, section by section, each
 with a technical effect of its own if there are several; ``amilst run`` then runs on it, each size in a process of its
@@ -17,17 +18,22 @@ import json
 import logging
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from common import ANNOTATION, Json, Record, make_parser, markdown
+
+from amilst_lite.metrics import adjusted_rand_index
 
 N_DOMAINS = 20
 SECTION = "section"
@@ -199,9 +205,13 @@ def run_once(path: Path, output: Path, seed: int, device: str, several: bool, se
     if code:
         sys.exit(code)
     summary = json.loads((output / "run.json").read_text())
+    if os.environ.get("RANK", "0") != "0":
+        return
+    several_ram = [int(ram) for ram in summary.get("processes", {}).get("ram_bytes", [])]
     print(
         json.dumps(
             {
+                "ram_bytes_of_processes": several_ram,
                 "seconds": watch.seconds,
                 "total_seconds": sum(watch.seconds.values()),
                 "peak_bytes": watch.peak,
@@ -216,8 +226,8 @@ def run_once(path: Path, output: Path, seed: int, device: str, several: bool, se
     )
 
 
-def measure(n_cells: int, n_genes: int, options: argparse.Namespace) -> Json:
-    """Simulate sections and run them, each in a process of its own."""
+def measure(n_cells: int, n_genes: int, options: argparse.Namespace) -> Iterator[Json]:
+    """Simulate sections and run them, each in a process of its own, or in several that share a run."""
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         path, output = Path(folder) / "sections.h5ad", Path(folder) / "out"
         common = [sys.executable, __file__, "--seed", str(options.seed), "--sections", str(options.sections)]
@@ -225,21 +235,40 @@ def measure(n_cells: int, n_genes: int, options: argparse.Namespace) -> Json:
         start = time.perf_counter()
         subprocess.run([*common, *made], check=True)
         print(f"\n{n_cells:,} cells simulated in {time.perf_counter() - start:.0f} s", flush=True)
-        command = [*common, "--once", str(path), "--output", str(output), "--device", options.device]
-        done = subprocess.run([*command, "--", *options.settings], capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{n_cells} cells: {done.stderr.strip()[-2000:]}")
-        size = {"cells": n_cells, "genes": n_genes, "sections": options.sections, "seed": options.seed}
-        size["input_bytes"] = path.stat().st_size
-        size["output_bytes"] = sum(file.stat().st_size for file in output.iterdir())
-        return size | json.loads(done.stdout.splitlines()[-1])
+        first: pd.Series | None = None
+        for n_processes in options.processes:
+            command = [*common, "--once", str(path), "--output", str(output), "--device", options.device]
+            environment = dict(os.environ)
+            if n_processes > 1:
+                launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(n_processes)]
+                command = [sys.executable, *launch, *command[1:]]
+                threads = int(environment.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+                environment["OMP_NUM_THREADS"] = str(max(1, threads // n_processes))
+            done = subprocess.run(
+                [*command, "--", *options.settings], capture_output=True, text=True, env=environment
+            )
+            if done.returncode:
+                raise SystemExit(f"{n_cells} cells: {done.stderr.strip()[-2000:]}")
+            size = {"cells": n_cells, "genes": n_genes, "sections": options.sections, "seed": options.seed}
+            size |= {"processes": n_processes, "input_bytes": path.stat().st_size}
+            size["output_bytes"] = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+            domains = pd.read_csv(output / "domains.csv", index_col="spot")["domain"]
+            if first is None:
+                first = domains
+            size["ari_with_first"] = adjusted_rand_index(first, domains.loc[first.index])
+            shutil.rmtree(output)
+            yield size | json.loads(done.stdout.splitlines()[-1])
 
 
 def growth(results: list[Json]) -> list[str]:
     """How time and memory grow, for each number of genes and sections."""
     lines = []
-    for key in dict.fromkeys((one["genes"], one.get("sections", 1)) for one in results):
-        own = [one for one in results if (one["genes"], one.get("sections", 1)) == key]
+    for key in dict.fromkeys(
+        (one["genes"], one.get("sections", 1), one.get("processes", 1)) for one in results
+    ):
+        own = [
+            one for one in results if (one["genes"], one.get("sections", 1), one.get("processes", 1)) == key
+        ]
         small, large = (choose(own, key=lambda one: one["cells"]) for choose in (min, max))
         if small["cells"] == large["cells"]:
             continue
@@ -247,8 +276,9 @@ def growth(results: list[Json]) -> list[str]:
         exponent = ratio / math.log(large["cells"] / small["cells"])
         more = max(large["peak_bytes"].values()) - max(small["peak_bytes"].values())
         lines.append(
-            f"{key[0]} genes in {key[1]} section(s), from {small['cells']:,} to {large['cells']:,} cells: time grows "
-            f"with the power {exponent:.2f}; {more / (large['cells'] - small['cells']):,.0f} bytes a cell"
+            f"{key[0]} genes in {key[1]} section(s), {key[2]} process(es), from {small['cells']:,} to "
+            f"{large['cells']:,} cells: time grows with the power {exponent:.2f}; "
+            f"{more / (large['cells'] - small['cells']):,.0f} bytes a cell"
         )
     return lines
 
@@ -257,17 +287,40 @@ def table(record: Json) -> str:
     """One row for each size."""
     rows = []
     several = any(one.get("sections", 1) > 1 for one in record["results"])
+    shared = any(one.get("processes", 1) > 1 for one in record["results"])
     for one in record["results"]:
         vram = one["vram_bytes"]
         sections = [one.get("sections", 1)] if several else []
+        if shared:
+            sections.append(one.get("processes", 1))
         rows.append(
             [f"{one['cells']:,}", f"{one['genes']:,}", *sections, f"{one['total_seconds']:.0f}"]
-            + [f"{one['ram_bytes'] / 2**30:.1f}", f"{vram / 2**30:.1f}" if vram else ""]
+            + [
+                f"{max([one['ram_bytes'], *one.get('ram_bytes_of_processes', [])]) / 2**30:.1f}",
+                f"{vram / 2**30:.1f}" if vram else "",
+            ]
             + [f"{one['seconds'].get('train', 0.0):.0f}", f"{one['seconds'].get('cluster', 0.0):.0f}"]
         )
-    names = ["cells", "genes", *(["sections"] if several else [])]
+    names = ["cells", "genes", *(["sections"] if several else []), *(["processes"] if shared else [])]
     header = [*names, "seconds", "GiB", "GPU GiB", "of which training", "of which clustering"]
     return markdown(header, rows)
+
+
+def show(one: Json) -> None:
+    """Print one measurement, stage by stage."""
+    print(
+        f"\n{one['cells']:,} cells × {one['genes']} genes on {one['device']}, {one['processes']} process(es): ARI "
+        f"{one['ari']:.3f}, with the first run {one['ari_with_first']:.4f}"
+    )
+    if one["estimate"]:
+        estimate = one["estimate"]
+        memory = f"{estimate['ram_bytes'] / 2**20:,.0f} MiB"
+        print(f"  {'estimate':8s} {estimate['seconds']:8.2f} s  {memory:>8s}")
+    for stage in STAGES:
+        if stage in one["seconds"]:
+            peak = one["peak_bytes"].get(stage)
+            memory = f"{peak / 2**20:8,.0f} MiB" if peak else ""
+            print(f"  {stage:8s} {one['seconds'][stage]:8.2f} s  {memory}", flush=True)
 
 
 def main() -> int:
@@ -275,6 +328,7 @@ def main() -> int:
     parser.add_argument("--cells", type=int, nargs="+", default=[3000, 10_000, 100_000, 1_000_000])
     parser.add_argument("--genes", type=int, nargs="+", default=[300])
     parser.add_argument("--sections", type=int, default=1, help="of equal size, in one file (default: 1)")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1], help="of each run (default: 1)")
     parser.add_argument("--folder", type=Path, help="for input and results (default: the temporary folder)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--simulate", type=Path, help=argparse.SUPPRESS)
@@ -295,18 +349,9 @@ def main() -> int:
     record = Record(options, "scaling")
     for n_genes in options.genes:
         for n_cells in options.cells:
-            one = measure(n_cells, n_genes, options)
-            record.add_row(one)
-            print(f"\n{n_cells:,} cells × {n_genes} genes on {one['device']}: ARI {one['ari']:.3f}")
-            if one["estimate"]:
-                estimate = one["estimate"]
-                memory = f"{estimate['ram_bytes'] / 2**20:,.0f} MiB"
-                print(f"  {'estimate':8s} {estimate['seconds']:8.2f} s  {memory:>8s}")
-            for stage in STAGES:
-                if stage in one["seconds"]:
-                    peak = one["peak_bytes"].get(stage)
-                    memory = f"{peak / 2**20:8,.0f} MiB" if peak else ""
-                    print(f"  {stage:8s} {one['seconds'][stage]:8.2f} s  {memory}", flush=True)
+            for one in measure(n_cells, n_genes, options):
+                record.add_row(one)
+                show(one)
     print(table(record.data))
     for line in growth(record.data["results"]):
         print(line)

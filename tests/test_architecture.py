@@ -18,7 +18,8 @@ USED_IF_PRESENT = {"tqdm"}  # no extra: without it there is a plain bar
 # the layers of the design: Â·H and the neighbor search are used by all of layer 1, results use the pipeline.
 LAYERS = [
     ["errors", "_version", "partial", "progress", "html_repr"],
-    ["keys", "config", "runtime", "model_file", "checkpoint"],
+    ["keys", "config", "distributed", "runtime", "model_file"],
+    ["checkpoint"],
     ["validation"],
     ["nn.sparse", "spatial.neighbors"],
     ["preprocess", "spatial", "nn", "cluster", "metrics", "simulate"],

@@ -157,7 +157,9 @@ def test_slots_named_exist():
     adata = amilst.read(SECTION)
     amilst.identify_domains(adata, 3, epochs=2, n_init=2)
     table = README[README.index("| slot of AnnData") : README.index("| file of OUT")]
-    names = set(re.findall(r'(obs|obsm|obsp|uns)\["([^"]+)"\]', table)) - {("obsm", "X_amilst_umap")}  # on request
+    names = set(re.findall(r'(obs|obsm|obsp|uns)\["([^"]+)"\]', table)) - {
+        ("obsm", "X_amilst_umap")
+    }  # on request
     assert len(names) >= 10
     fallback = {("obsp", "amilst_connectivities"), ("obsp", "amilst_distances")}
     assert {(slot, key) for slot, key in names if key not in getattr(adata, slot)} == fallback

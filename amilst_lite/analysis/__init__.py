@@ -97,8 +97,8 @@ def run(
     unused = set(options) - set().union(*accepted.values())
     if unused:
         raise InputError(
-            f"no option {', '.join(map(repr, sorted(unused)))} of {', '.join(names) or 'no analysis'}; expected some of "
-            f"{', '.join(sorted(set().union(*accepted.values()) - {'adata', 'key_added'})) or 'none'}."
+            f"no option {', '.join(map(repr, sorted(unused)))} of {', '.join(names) or 'no analysis'}; expected some "
+            f"of {', '.join(sorted(set().union(*accepted.values()) - {'adata', 'key_added'})) or 'none'}."
         )
     if "comparison" in names and "condition_key" not in options:
         raise InputError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +33,10 @@ _MOST_STAMPS = 10_000
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """Identify the domains of one or several sections."""
-    from .. import io
+    from .. import distributed, io
 
+    if distributed.launched() > 1:
+        return _run_together(options, console)
     settings = _checked_settings(options)
     _check_input_flags(options)
     checkpoint = _checkpoint(options)
@@ -58,6 +61,47 @@ def run(options: argparse.Namespace, console: Console) -> int:
     checkpoint.clear()
     _write_back(adata, options, console)
     return console.report(summary, options.output)
+
+
+def _run_together(options: argparse.Namespace, console: Console) -> int:
+    """`run` as one of several processes: each has some of the sections, the first one writes what is in common."""
+    from .. import distributed, io, results
+
+    settings = _checked_settings(options)
+    _check_input_flags(options)
+    if options.sample_key is None:
+        raise InputError(
+            f"{distributed.launched()} processes need several sections: several INPUTs, or one with a column of their "
+            "names (--sample-key). Run a single section as one process, without torchrun."
+        )
+    with distributed.together() as group:
+        console.quiet |= group.rank > 0
+        place = (
+            io.atomic_folder(options.output, overwrite=options.force) if group.rank == 0 else nullcontext()
+        )
+        with place as own:
+            folder = Path(group.same(str(own)))
+            checkpoint = _checkpoint(options, f"-{group.rank + 1}-of-{group.size}")
+            if not (options.resume or distributed.restarted()):
+                checkpoint.clear()
+            adata, annotation = _read(options, console, checkpoint)
+            model = _identify(adata, options, settings, console, checkpoint)
+            with results.gathered(adata, folder) as (together, n_spots):
+                summary = None
+                if together is not None:
+                    summary = _write_results(
+                        together,
+                        folder,
+                        options,
+                        console,
+                        annotation,
+                        options.input,
+                        model,
+                        checkpoint,
+                        n_spots,
+                    )
+            checkpoint.clear()
+    return 0 if summary is None else console.report(summary, options.output)
 
 
 def apply(options: argparse.Namespace, console: Console) -> int:
@@ -100,8 +144,9 @@ def _check_input_flags(options: argparse.Namespace, *others: str) -> None:
 def _read(
     options: argparse.Namespace, console: Console, checkpoint: Checkpoint | None = None
 ) -> tuple[AnnData, str | None]:
-    """The input or inputs, and the column with their annotation."""
+    """The input or inputs, and the column with their annotation; of several processes, what this one has."""
     from .. import io
+    from ..distributed import ranks
 
     console.say(f"reading {', '.join(options.input)}")
     if len(options.input) > 1:
@@ -120,7 +165,8 @@ def _read(
         backed=options.backed,
         **read_options(options),
     )
-    adata = io.read_once(read, checkpoint, "read")
+    several = ranks().size > 1
+    adata = io.own_sections(read(), options.sample_key) if several else io.read_once(read, checkpoint, "read")
     return adata, _annotate(adata, options.annotation)
 
 
@@ -177,7 +223,7 @@ def _check_outside(output: str, *inputs: str | None) -> None:
             )
 
 
-def _checkpoint(options: argparse.Namespace) -> Checkpoint:
+def _checkpoint(options: argparse.Namespace, process: str = "") -> Checkpoint:
     """Of a run: beside its output folder, for these inputs as they are on disk."""
     from ..checkpoint import Checkpoint
 
@@ -190,7 +236,7 @@ def _checkpoint(options: argparse.Namespace) -> Checkpoint:
             stats = [(str(one), one.stat()) for one in files[:_MOST_STAMPS] if one.is_file()]
             stamps += [f"{one} {stat.st_size} {stat.st_mtime_ns}" for one, stat in stats]
     stamps.append(str(read_options(options)))
-    return Checkpoint(output.with_name(f".{output.name}.checkpoint"), stamp="\n".join(stamps))
+    return Checkpoint(output.with_name(f".{output.name}.checkpoint{process}"), stamp="\n".join(stamps))
 
 
 def _identify(
@@ -227,6 +273,7 @@ def _write_results(
     source: Sequence[str],
     model: AMILST | None = None,
     checkpoint: Checkpoint | None = None,
+    n_spots: int | None = None,
 ) -> dict[str, Any]:
     from .. import results
 
@@ -245,6 +292,7 @@ def _write_results(
         umap=options.umap,
         earlier_warnings=earlier,
         command=options.line,
+        n_spots=n_spots,
         checkpoint=checkpoint,
     )
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import torch
 
+from ..distributed import ranks
 from ..runtime import n_threads, standard_math, threads_for, use_threads
 
 T = TypeVar("T")
@@ -61,7 +62,7 @@ def over_blocks(
 def sum_over_blocks(
     function: Callable[[slice], tuple[torch.Tensor, ...]], n_rows: int, width: int, device: torch.device = CPU
 ) -> tuple[torch.Tensor, ...]:
-    """Sums of what ``function`` returns for the blocks of `over_blocks`, in float64."""
+    """Sums of what ``function`` returns for the blocks of `over_blocks`, in float64; over the rows of all ranks."""
     totals: tuple[torch.Tensor, ...] = ()
     for parts in over_blocks(function, n_rows, width, device):
         if not totals:
@@ -69,15 +70,16 @@ def sum_over_blocks(
         else:
             for total, part in zip(totals, parts, strict=True):
                 total += part
-    return totals
+    return ranks().total(*totals)
 
 
 def column_moments(X: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and variance (ddof 0) of the columns of (n, d) ``X``; each (d,), float64."""
     n, d = X.shape
-    mean = sum_over_blocks(lambda rows: (X[rows].double().sum(0),), n, d, X.device)[0] / n
+    n_all = ranks().sum(n)
+    mean = sum_over_blocks(lambda rows: (X[rows].double().sum(0),), n, d, X.device)[0] / n_all
     squares = sum_over_blocks(lambda rows: ((X[rows].double() - mean).square().sum(0),), n, d, X.device)[0]
-    return mean, squares / n
+    return mean, squares / n_all
 
 
 def scatter(X: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:

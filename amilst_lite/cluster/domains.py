@@ -10,6 +10,7 @@ import torch
 
 from ..checkpoint import Checkpoint
 from ..config import ClusterConfig
+from ..distributed import ranks
 from ..errors import InputError, TrainingDivergedError, warn
 from .kmeans import KMeans
 from .leiden import leiden, neighbor_graph, neighbor_vote
@@ -107,9 +108,9 @@ def find_domains(
     config = ClusterConfig() if config is None else config
     if isinstance(embedding, torch.Tensor):
         embedding = embedding.detach()
-    n_distinct = len(torch.as_tensor(embedding[: 50 * n_domains]).unique(dim=0))
+    n_distinct = ranks().largest(len(torch.as_tensor(embedding[: 50 * n_domains]).unique(dim=0)))
     if n_distinct < n_domains:
-        n_distinct = len(torch.as_tensor(embedding).unique(dim=0))
+        n_distinct = ranks().largest(len(torch.as_tensor(embedding).unique(dim=0)))
     if n_distinct < n_domains:
         raise InputError(
             f"Expected at least n_domains={n_domains} distinct rows in the embedding; found {n_distinct}. "
@@ -144,7 +145,7 @@ def find_domains(
             kmeans = KMeans(n_domains, n_init=config.n_init, random_state=seed, device=device)
             labels = kmeans.fit_predict(embedding)
         probabilities = neighbor_vote(graph, labels, n_domains)
-    sizes = np.bincount(labels, minlength=n_domains)
+    sizes = ranks().sum(np.bincount(labels, minlength=n_domains))
     if (sizes == 0).any():
         warn(
             f"{(sizes == 0).sum()} of {n_domains} domains have no spots. Set fewer domains (--n-domains) or "

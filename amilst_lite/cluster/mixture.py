@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, DensityMixin
 
+from ..distributed import alone, ranks
 from ..errors import InputError, warn
 from ..runtime import make_generator, resolve_device
 from ..validation import check_fitted, check_number, check_random_state, check_tensor
@@ -169,7 +170,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
                 f"Set n_components to at most {n}."
             )
         generator = make_generator(seed)
-        with block_threads():
+        with alone(), block_threads():
             responsibilities = None if init is None else self._check_init(init, n)
             rows, setting = self.to_working(matrix, model, device)
             if responsibilities is None:
@@ -222,7 +223,11 @@ class GaussianMixture(DensityMixin, BaseEstimator):
     def to_working(self, matrix: torch.Tensor, model: str, device: torch.device) -> tuple[Rows, Setting]:
         """The rows in the model's working scale, and the constants of EM."""
         mean, variance = column_moments(matrix)
-        total = scatter(matrix, mean) / len(matrix) if model in ("tied", "full") else torch.diag(variance)
+        total = (
+            scatter(matrix, mean) / ranks().sum(len(matrix))
+            if model in ("tied", "full")
+            else torch.diag(variance)
+        )
         scale = WorkingScale.of(mean.cpu().numpy(), total.cpu().numpy(), model)
         base = torch.ones(1 + scale.forward.shape[1], len(matrix), dtype=torch.float32, device=device)
         affine(matrix, mean, torch.from_numpy(scale.forward), out=base[1:].T)
@@ -232,7 +237,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         """The constants of EM for rows in the working scale."""
         working = base[1:].T
         second = scatter(working, working.new_zeros(working.shape[1]))
-        return Setting(model, len(working), second, self.reg_covar, self.covariance_prior, scale)
+        return Setting(model, ranks().sum(len(working)), second, self.reg_covar, self.covariance_prior, scale)
 
     def _search(
         self, matrix: torch.Tensor, rows: Rows, setting: Setting, generator: torch.Generator
@@ -517,8 +522,12 @@ def _reseed(
     parameters: Parameters, dead: torch.Tensor, rows: Rows, setting: Setting, generator: torch.Generator
 ) -> None:
     """Move the ``dead`` components (R, K) to random rows, with the mean covariance of the others; in place."""
-    chosen = torch.randint(rows.n, (int(dead.sum()),), generator=generator)
-    parameters.means[dead] = rows.base[1:, chosen.to(rows.base.device)].T.double()
+    group = ranks()
+    chosen = torch.randint(group.sum(rows.n), (int(dead.sum()),), generator=generator)
+    places, where = np.unique(chosen.numpy(), return_inverse=True)
+    own = torch.from_numpy(group.own(places, rows.n)).to(rows.base.device)
+    found = torch.from_numpy(group.gather(rows.base[1:, own].T.cpu().double().numpy()))
+    parameters.means[dead] = found[torch.from_numpy(where)].to(parameters.means.device)
     share = parameters.weights * ~dead
     parameters.weights[dead] = 1 / dead.shape[1]
     parameters.weights /= parameters.weights.sum(1, keepdim=True)

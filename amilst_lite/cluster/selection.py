@@ -18,6 +18,7 @@ import torch
 
 from ..checkpoint import Checkpoint
 from ..config import ClusterConfig
+from ..distributed import ranks
 from ..errors import InputError
 from ..runtime import spawn_seeds
 from .shrinkage import SHARES, PrincipalAxes, held_out
@@ -95,7 +96,7 @@ def select_n_domains(
     """
     config = ClusterConfig() if config is None else config
     checkpoint = Checkpoint() if checkpoint is None else checkpoint
-    n_spots = len(embedding)
+    n_spots = ranks().sum(len(embedding))
     usable = sorted({int(k) for k in candidates if 2 <= k <= max(3, n_spots // 10)})
     if not usable or n_spots < 20:
         raise InputError(

@@ -24,6 +24,7 @@ import torch
 from scipy.optimize import brentq, linear_sum_assignment
 
 from ..checkpoint import Checkpoint
+from ..distributed import alone, column_means, ranks
 from ..errors import InputError
 from ..runtime import make_generator, resolve_device, spawn_seeds
 from ..validation import check_model_arrays
@@ -113,13 +114,14 @@ class PrincipalAxes:
 
     @classmethod
     def of(cls, X: np.ndarray, most: int | None = None) -> PrincipalAxes:
-        """Those of the rows (N, C), float32 or float64; the leading ``most`` if given."""
-        mean = X.mean(0, dtype=np.float64).astype(X.dtype)
+        """Those of the rows (N, C) of all ranks, float32 or float64; the leading ``most`` if given."""
+        group = ranks()
+        mean = (group.sum(X.sum(0, dtype=np.float64)) / group.sum(len(X))).astype(X.dtype)
         scatter = np.zeros((X.shape[1], X.shape[1]))
         for rows in _slices(len(X)):
             centered = X[rows] - mean
             scatter += centered.T @ centered
-        values, vectors = np.linalg.eigh(scatter)
+        values, vectors = np.linalg.eigh(group.sum(scatter))
         kept = np.flatnonzero(values > 1e-7 * max(values[-1], 1e-300))[::-1][:most]
         axes = vectors[:, kept]
         # signs that do not depend on the library
@@ -372,9 +374,19 @@ def fit_average(
     checkpoint = Checkpoint() if checkpoint is None else checkpoint
     resolved = resolve_device(device)
     model = models.canonical_model(covariance_type)
+    start, n = ranks().place(len(X))
+    if len(X) < n <= _MOST_ROWS:  # few rows in all: every rank fits all of them
+        whole = ranks().gather(X)
+        with alone():
+            result = fit_average(
+                whole, n_components, covariance_type=covariance_type, shrinkage=shrinkage, n_init=n_init,
+                seed=seed, device=device,
+            )  # fmt: skip
+        own = slice(start, start + len(X))
+        return replace(result, labels=result.labels[own], probabilities=result.probabilities[own])
     axes = PrincipalAxes.of(X)
-    n = len(X)
-    rotated = torch.from_numpy(axes.rotate(X if n <= _ALL_ROWS else X[_evenly_spaced(n, _ALL_ROWS)]))
+    some = X if n <= _ALL_ROWS else X[ranks().own(_evenly_spaced(n, _ALL_ROWS), len(X))]
+    rotated = torch.from_numpy(axes.rotate(some))
     d = rotated.shape[1]
     columns = np.unique([max(1, round(share * d)) for share in COLUMNS])
     shares = np.array(SHARES if shrinkage is None else (shrinkage,))
@@ -410,13 +422,13 @@ def fit_average(
         fitted = FittedAverage.of(axes, rotated, fits, model, resolved)
         average = fitted.average(X, resolved)
         labels = average.argmax(1)
-        if len(np.unique(labels)) < n_components:
+        if not _all_used(labels, n_components):
             # the average of fits that disagree can leave a component without rows; one of the fits may not
             places = np.argwhere(weights > 0)  # in the order of the fits
             for place in sorted(range(len(fits)), key=lambda place: -fits[place][0]):
                 single = FittedAverage.of(axes, rotated, [fits[place]], model, resolved)
                 posterior = single.average(X, resolved)
-                if len(np.unique(posterior.argmax(1))) == n_components:
+                if _all_used(posterior.argmax(1), n_components):
                     fitted, average, labels = single, posterior, posterior.argmax(1)
                     weights = np.zeros_like(weights)
                     weights[tuple(places[place])] = 1.0
@@ -426,6 +438,10 @@ def fit_average(
     return MixtureAverage(
         labels, _temper(average, temperature), evidence, replace(fitted, temperature=temperature)
     )
+
+
+def _all_used(labels: np.ndarray, n_components: int) -> bool:
+    return bool((ranks().sum(np.bincount(labels, minlength=n_components)) > 0).all())
 
 
 def held_out(
@@ -459,18 +475,20 @@ def held_out(
         their posteriors, after matching the components.
     """
     device = resolve_device(device)
-    halves = np.arange(len(X)) // _block_length(len(X)) % 2
-    if len(X) > _MOST_ROWS:
-        n_blocks = -(-len(X) // _BLOCK)
+    n = ranks().sum(len(X))
+    if n > _MOST_ROWS:
+        n_blocks = -(-n // _BLOCK)
         chosen = np.linspace(0, n_blocks - 1, _MOST_ROWS // _BLOCK).astype(np.int64)
-        place = np.full(n_blocks, -1)
-        place[chosen] = np.arange(len(chosen))
-        of_row = place[np.arange(len(X)) // _BLOCK]
-        X, halves = X[torch.from_numpy(of_row >= 0)], of_row[of_row >= 0] % 2
+        places = (chosen[:, None] * _BLOCK + np.arange(_BLOCK)).ravel()
+        halves = np.repeat(np.arange(len(chosen)) % 2, _BLOCK)[places < n]
+        X = torch.from_numpy(ranks().take(X.numpy(), places[places < n]))
+    else:
+        X = torch.from_numpy(ranks().gather(X.numpy()))
+        halves = np.arange(n) // _block_length(n) % 2
     total = np.zeros(len(shares))
     densities: list[list[Density]] = []
     model = models.canonical_model(covariance_type)
-    with block_threads():
+    with alone(), block_threads():
         for half in (0, 1):
             fitted, rest = (X[torch.from_numpy(halves == part)] for part in (half, 1 - half))
             path = _Path(fitted, n_components, covariance_type, n_init, seed, device)
@@ -519,22 +537,26 @@ class _Path:
         self.model = models.canonical_model(covariance_type)
         self.mixture = GaussianMixture(n_components, covariance_type=covariance_type)
         self.generator = make_generator(seed)
-        self.mean = X.mean(0)
-        centered = X - self.mean
+        self.mean = column_means(X)
+        n, centered = ranks().sum(len(X)), X - self.mean
         self.all_rows, self.all_setting = self.mixture.to_working(centered, self.model, device)
         self.rows, self.setting = self.all_rows, self.all_setting
-        if len(X) > _MOST_ROWS:
-            chosen = torch.randperm(len(X), generator=self.generator)[:_MOST_ROWS].sort().values
-            centered = centered[chosen]
-            self.rows = Rows(self.all_rows.base[:, chosen.to(device)], self.model)
-            self.setting = self.mixture.setting(self.rows.base, self.model, self.all_setting.scale)
+        if n > _MOST_ROWS:
+            places = np.sort(torch.randperm(n, generator=self.generator)[:_MOST_ROWS].numpy())
+            own = torch.from_numpy(ranks().own(places, len(X)))
+            centered = torch.from_numpy(ranks().gather(centered[own].numpy()))
+            base = ranks().gather(self.all_rows.base[:, own.to(device)].T.cpu().numpy())
+            self.rows = Rows(torch.from_numpy(base.T.copy()).to(device), self.model)
+            with alone():
+                self.setting = self.mixture.setting(self.rows.base, self.model, self.all_setting.scale)
         array = centered.double().numpy()
         deviation = array.std(0)
         deviation[deviation == 0] = 1
         # in the units of the data, whitened and half whitened: neither finds the best optimum on every section
         spaces = [array / deviation**power for power in (0.0, 1.0, 0.5)]
         labels = short_kmeans(spaces, n_components, n_init, device, self.generator)
-        self.moments = self.rows.hard_moments(labels, n_components)
+        with alone():  # every rank holds the sample
+            self.moments = self.rows.hard_moments(labels, n_components)
 
     def _with_shares(self, setting: Setting, shares: Sequence[float], n_each: int) -> Setting:
         """The setting for ``n_each`` mixtures of each share, one share after the other."""
@@ -560,13 +582,16 @@ class _Path:
 
     def search(self, shares: Sequence[float]) -> list[Density]:
         """For each share, the best of all restarts after a limited number of EM steps."""
-        return self._densities(self._best(shares))
+        with alone():
+            return self._densities(self._best(shares))
 
     def fit(self, shares: Sequence[float]) -> list[Density]:
         """The same, run to convergence on all rows."""
         steps, tol = (200, _TOL / 10) if self.rows is self.all_rows else (_FULL_STEPS, _TOL)
+        with alone():
+            best = self._best(shares)
         fits = em(
-            self.all_rows, self._best(shares), self._with_shares(self.all_setting, shares, 1), steps,
+            self.all_rows, best, self._with_shares(self.all_setting, shares, 1), steps,
             torch.full((len(shares),), tol, dtype=torch.float64), torch.float32, self.generator,
         )  # fmt: skip
         return self._densities(fits.parameters)
@@ -662,7 +687,8 @@ def _temper(posterior: np.ndarray, temperature: float) -> np.ndarray:
 
 def _temperature(posterior: np.ndarray, confidence: float) -> float:
     """The temperature, between one and a hundred, that gives a mean confidence."""
-    sample = _logarithm(posterior[:: max(1, len(posterior) // _MOST_ROWS)])
+    n = ranks().sum(len(posterior))
+    sample = _logarithm(ranks().take(posterior, np.arange(0, n, max(1, n // _MOST_ROWS))))
 
     def excess(log_temperature: float) -> float:
         return float(_tempered(sample, np.exp(log_temperature)).max(1).mean()) - confidence

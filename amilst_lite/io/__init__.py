@@ -13,7 +13,7 @@ from .kept import read_once
 from .long_table import read_long_table
 from .loom import read_loom
 from .platform import Platform, input_lines, micrometers_per_unit, recommended_command, unit_of
-from .sections import SECTION, read_sections
+from .sections import SECTION, own_sections, read_sections
 from .spatialdata import read_spatialdata, write_labels
 from .stereoseq import read_stereoseq
 from .tables import read_table
@@ -40,6 +40,7 @@ __all__ = [
     "join_coordinates",
     "load_image",
     "micrometers_per_unit",
+    "own_sections",
     "read",
     "read_10x_h5",
     "read_10x_mtx",

@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import sparse
 
 from .. import keys
-from ..errors import InputError, warn
+from ..errors import InputError, MissingKeyError, warn
 from .dispatch import read, recognize
 from .files import PathLike, checked_path, examples, reading
 from .h5ad import are_counts
@@ -107,6 +107,9 @@ def read_sections(
 
     Notes
     -----
+    Within `amilst_lite.distributed.together`, every process reads some of the inputs, in the order of their names,
+    and keeps the genes that those of all processes have.
+
     The number of genes of each section is logged. Memory: at most that of the inputs and the result, or, if all
     are read from disk in blocks, about twice that of the result. What is not needed of an input is released
     before the next one is read.
@@ -128,18 +131,45 @@ def read_sections(
     platforms = _recognized(inputs, options.get("platform"))
     names = _default_names(inputs) if names is None else _checked_names(names, len(inputs))
 
+    from ..distributed import alone, deal, ranks  # not at the top: it imports torch
+
+    group = ranks()
+    everything = list(zip(inputs, names, platforms, strict=True))
+    if group.size > 1:
+        everything.sort(key=lambda one: one[1])
+        sizes = [max(1, _size_on_disk(path)) for path, _, _ in everything]
+        everything = [everything[place] for place in deal(sizes, group.size)[group.rank]]
     sections = []
-    for place, (path, name, platform) in enumerate(zip(inputs, names, platforms, strict=True)):
+    for place, (path, name, platform) in enumerate(everything):
         can_be_backed = "backed" in platform.options
         own_options = {**options, "backed": backed if can_be_backed else False}
-        adata = read_once(partial(read, path, **own_options), checkpoint, f"read-{place}")
+        with alone():  # every process has its own
+            adata = read_once(partial(read, path, **own_options), checkpoint, f"read-{place}")
         section = _Section.of(adata, path, name, sample_key)
         _log.info("%s: %d spots × %d genes", name, len(section.obs), len(section.var))
         sections.append(section)
     coordinates = _joined_coordinates(sections)
-    description = _joined_description(sections)
+    description = _joined_description(
+        {
+            name: each
+            for part in group.objects({one.name: one.description for one in sections})
+            for name, each in part.items()
+        }
+    )
     genes = _common_genes(sections, min_genes)
+    for others in group.objects(genes):
+        genes = genes[genes.isin(others)]
+    if len(genes) < min(min_genes, *(group.objects(len(sections[0].var)))):
+        raise InputError(
+            f"Only {len(genes)} gene(s) are in the sections of all processes; expected at least {min_genes}. Run as "
+            "one process to see which genes each section has."
+        )
+    genes = group.same(genes)  # in the order of the first section
     obs = _joined_obs(sections, sample_key)
+    for columns in group.objects(list(obs.columns)):
+        for column in columns:
+            if column not in obs:  # of sections of other processes
+                obs[column] = pd.Series(None, index=obs.index, dtype=object)
     var = _common_var(sections, genes)
     images = {
         key: library
@@ -182,6 +212,31 @@ def _recognized(inputs: Sequence[Path], name: str | None) -> list[Platform]:
             )
         platforms.append(platform)
     return platforms
+
+
+def own_sections(adata: AnnData, sample_key: str) -> AnnData:
+    """Of an AnnData with several sections, in memory or on disk, those of this process, in memory.
+
+    Raises
+    ------
+    MissingKeyError, InputError
+        There is no column ``sample_key``, or it has missing values or fewer sections than there are processes.
+    """
+    from ..distributed import deal, ranks
+    from ..spatial.neighbors import section_codes
+
+    if sample_key not in adata.obs:
+        raise MissingKeyError(f"obs has no column {sample_key!r}; it has {examples(adata.obs.columns, 12)}.")
+    codes, _ = section_codes(adata.obs[sample_key].to_numpy(), adata.n_obs)
+    own = deal(np.bincount(codes), ranks().size)[ranks().rank]
+    part = adata[np.isin(codes, own)]
+    return part.to_memory() if adata.isbacked else part.copy()
+
+
+def _size_on_disk(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _default_names(inputs: Sequence[Path]) -> list[str]:
@@ -369,25 +424,25 @@ def _joined_coordinates(sections: Sequence[_Section]) -> np.ndarray:
     return np.concatenate([section.coordinates for section in sections])
 
 
-def _joined_description(sections: Sequence[_Section]) -> dict[str, Any]:
+def _joined_description(descriptions: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What the readers know about all sections; "mixed" where they differ. Warns of different units."""
     joined: dict[str, Any] = {}
     for key in ("platform", "coordinate_unit", "geometry"):
-        values = {section.name: str(section.description.get(key, "unknown")) for section in sections}
-        joined[key] = values[sections[0].name] if len(set(values.values())) == 1 else "mixed"
+        values = {name: str(each.get(key, "unknown")) for name, each in descriptions.items()}
+        joined[key] = next(iter(values.values())) if len(set(values.values())) == 1 else "mixed"
         if key == "coordinate_unit" and len(set(values.values()) - {"unknown"}) > 1:
             units = ", ".join(f"{name}: {value}" for name, value in values.items())
             warn(
                 f"The coordinates have different units ({units}). Neighbors by number are not affected; a radius or "
                 "a spacing means something else in each section."
             )
-    sizes = [section.description.get("micrometers_per_unit") for section in sections]
+    sizes = [each.get("micrometers_per_unit") for each in descriptions.values()]
     known = [float(size) for size in sizes if size is not None]
     if len(known) == len(sizes) and max(known) < 1.01 * min(known):
         joined["micrometers_per_unit"] = float(np.mean(known))
     left_out: dict[str, int] = {}
-    for section in sections:
-        for what, count in section.description.get("left_out", {}).items():
+    for each in descriptions.values():
+        for what, count in each.get("left_out", {}).items():
             left_out[what] = left_out.get(what, 0) + int(count)
     return {**joined, "left_out": left_out}
 
@@ -433,7 +488,7 @@ def _joined_obs(sections: Sequence[_Section], sample_key: str) -> pd.DataFrame:
     names = [section.name for section in sections]
     spots = [section.obs.index for section in sections]
     index = spots[0].append(spots[1:])
-    if index.has_duplicates:
+    if _repeated(index):
         spots = [own + f"-{name}" for own, name in zip(spots, names, strict=True)]
         # "x-1" in section "1" and "x" in section "1-1" are still the same
         index = unique(spots[0].append(spots[1:]), "spot names", f"sections {examples(names, 8)}")
@@ -441,6 +496,20 @@ def _joined_obs(sections: Sequence[_Section], sample_key: str) -> pd.DataFrame:
     codes = np.repeat(np.arange(len(sections)), sizes)
     obs[sample_key] = pd.Categorical.from_codes(codes, categories=names)
     return obs
+
+
+def _repeated(index: pd.Index) -> bool:
+    """Whether a name occurs twice, among the spots of all processes."""
+    from ..distributed import ranks
+
+    group = ranks()
+    if group.size == 1:
+        return bool(index.has_duplicates)
+    # where barcodes are those of a list, some of 10,000 of one section are in another
+    some = index[:: max(1, len(index) // 10_000)]
+    elsewhere = [names for rank, names in enumerate(group.objects(some)) if rank != group.rank]
+    found = index.has_duplicates or any(index.isin(names).any() for names in elsewhere)
+    return group.sum(int(found)) > 0
 
 
 def _joined_column(parts: Sequence[pd.Series], n: int) -> pd.Series:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..distributed import ranks
 from ..errors import InputError, warn
 from ..validation import check_model_arrays
 from .counts import CountRows
@@ -66,7 +67,7 @@ class FittedPreparation:
             tuple(str(genes[int(place)]) for place in np.flatnonzero(preparation.genes)),
             normalization,
             preparation.target,
-            max(1.0, float(preparation.depth.sum() / chosen.sum())),
+            max(1.0, float(ranks().sum(preparation.depth.sum()) / chosen.sum())),
             chosen / chosen.sum(),
             pca.mean_,
             pca.scale_,
@@ -117,7 +118,7 @@ class FittedPreparation:
         found = survey(rows)
         mask = np.zeros(rows.shape[1], dtype=bool)
         mask[places[present]] = True
-        n_entries = int(found.n_seen[mask].sum())
+        n_entries = int(found.n_seen_here[mask].sum())
         columns = np.searchsorted(np.flatnonzero(mask), places[present])
         if np.array_equal(columns, np.arange(len(columns))):
             chosen = chosen_counts(rows, mask, n_entries)

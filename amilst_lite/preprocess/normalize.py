@@ -17,6 +17,7 @@ import torch
 from scipy import sparse
 
 from ..config import PreprocessConfig
+from ..distributed import median, ranks
 from ..errors import InputError, warn
 from ..progress import begin
 from .counts import CountRows, dense_block, is_on_disk
@@ -79,19 +80,20 @@ class Survey:
 
     Attributes
     ----------
-    n_seen : ndarray of int64, (n_genes,)
-        Number of spots in which each gene is seen.
+    n_seen, n_seen_here : ndarray of int64, (n_genes,)
+        Number of spots in which each gene is seen, of all ranks and of this one.
     depth : ndarray of float64, (n_spots,)
         Total counts of the spots.
-    sampled : ndarray of int64, (n_sampled,)
-        At most 20,000 spots, ascending, on which genes are selected.
+    sampled : ndarray of int64
+        Of at most 20,000 spots on which genes are selected, those of this rank, ascending.
     sample : csr_matrix, (n_sampled, n_genes)
-        Their counts.
+        The counts of those of all ranks.
     gene_totals : ndarray of float64, (n_genes,)
-        Total counts of the genes.
+        Total counts of the genes, of all ranks.
     """
 
     n_seen: np.ndarray
+    n_seen_here: np.ndarray
     depth: np.ndarray
     sampled: np.ndarray
     sample: sparse.csr_matrix
@@ -119,16 +121,17 @@ def survey(counts: CountRows, order: np.ndarray | None = None) -> Survey:
         Values that are not integers (normalized or logarithmic expression instead of counts),
         and spots without any count.
     """
-    n_spots, n_genes = counts.shape
-    sampled = np.arange(n_spots)
+    group, n_genes = ranks(), counts.shape[1]
+    n_spots = group.sum(counts.shape[0])
+    sampled = np.arange(counts.shape[0])
     if n_spots > _SELECTION_SPOTS:
         length = _SELECTION_SPOTS // _SELECTION_RUNS
         starts = np.linspace(0, n_spots - length, _SELECTION_RUNS).astype(np.int64)
-        places = np.unique(starts[:, None] + np.arange(length))
+        places = group.own(np.unique(starts[:, None] + np.arange(length)), counts.shape[0])
         sampled = places if order is None else np.sort(order[places])
     n_seen = np.zeros(n_genes, dtype=np.int64)
     gene_totals = np.zeros(n_genes)
-    depth = np.empty(n_spots)
+    depth = np.empty(counts.shape[0])
     sample, n_broken, n_values, largest = [], 0, 0, 0.0
     for rows, block in counts:
         values = block.data
@@ -151,7 +154,7 @@ def survey(counts: CountRows, order: np.ndarray | None = None) -> Survey:
         depth[rows] = block @ np.ones(n_genes)
         inside = sampled[np.searchsorted(sampled, rows.start) : np.searchsorted(sampled, rows.stop)]
         sample.append(block if len(inside) == block.shape[0] else block[inside - rows.start])
-    n_empty = int((depth == 0).sum())
+    n_empty, n_broken, n_values = (int(n) for n in group.sum([int((depth == 0).sum()), n_broken, n_values]))
     if n_empty == n_spots:
         raise InputError('all counts are zero. Check that X or layers["counts"] holds the raw counts.')
     if n_broken:
@@ -162,8 +165,23 @@ def survey(counts: CountRows, order: np.ndarray | None = None) -> Survey:
         )
     if n_empty:
         warn(f"{n_empty} of {n_spots} spots have no counts; their domain depends on their neighbors only.")
-    joined = sample[0] if len(sample) == 1 else sparse.vstack(sample, format="csr")
-    return Survey(n_seen, depth, sampled, joined, gene_totals)
+    own = sample[0] if len(sample) == 1 else sparse.vstack(sample, format="csr")
+    return Survey(group.sum(n_seen), n_seen, depth, sampled, _gathered(own), group.sum(gene_totals))
+
+
+def _gathered(rows: sparse.csr_matrix, *, block_diagonal: bool = False) -> sparse.csr_matrix:
+    """The rows of all ranks: over the same columns, or with columns of their own for each rank."""
+    group = ranks()
+    if group.size == 1:
+        return rows
+    lengths = group.gather(np.diff(rows.indptr))
+    indices, n_columns = rows.indices, rows.shape[1]
+    if block_diagonal:
+        start, n_columns = group.place(n_columns)
+        indices = indices + np.int32(start)
+    shape = (len(lengths), n_columns)
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    return sparse.csr_matrix((group.gather(rows.data), group.gather(indices), ends), shape=shape)
 
 
 def select_genes(
@@ -324,8 +342,7 @@ class NormalizedCounts:
         if normalization == "published":
             totals = self._totals_without_dominant_genes(totals)
         if target is None:
-            median = normalization == "median" and totals.any()
-            target = float(np.median(totals[totals > 0])) if median else 1.0
+            target = (median(totals[totals > 0]) if normalization == "median" else 0.0) or 1.0
         self.target = target
         self._factors = np.divide(target, totals, out=np.zeros(len(totals)), where=totals > 0).astype(
             np.float32
@@ -337,7 +354,7 @@ class NormalizedCounts:
         for rows, block in self.counts:
             limits = np.repeat(totals[rows] * _DOMINANT, np.diff(block.indptr))
             dominant[block.indices[block.data > limits]] = True
-        others = self.counts.totals(~dominant)
+        others = self.counts.totals(~(ranks().sum(dominant.astype(np.int64)) > 0))
         return np.where(others > 0, others, totals)
 
     def __getitem__(self, rows: slice) -> sparse.csr_matrix:
@@ -415,11 +432,13 @@ def _normalized(
         pattern: sparse.csr_matrix | None = neighbors() if callable(neighbors) else neighbors
         if pattern is not None and len(found.sampled) < pattern.shape[0]:
             pattern = pattern[found.sampled][:, found.sampled]
+        if pattern is not None:
+            pattern = _gathered(pattern, block_diagonal=True)
         if sections is not None:
-            sections = sections[found.sampled]
+            sections = ranks().gather(sections[found.sampled])
         best = select_genes(found.sample[:, kept], config.n_top_genes, pattern, sections, device)
         genes[kept[best]] = True
-    chosen = chosen_counts(rows, genes, int(found.n_seen[genes].sum()))
+    chosen = chosen_counts(rows, genes, int(found.n_seen_here[genes].sum()))
     totals = found.depth if genes.all() else None
     return NormalizedCounts(chosen, config.normalization, totals=totals), genes, found
 
@@ -460,14 +479,15 @@ def prepare(
     """
     config = PreprocessConfig() if config is None else config
     normalized, genes, found = _normalized(counts, config, neighbors, order, sections, device)
-    n_spots, n_genes = normalized.shape
+    group = ranks()
+    n_spots, n_genes = group.sum(normalized.shape[0]), normalized.shape[1]
     # centering removes one dimension where spots are fewer than genes
     n_components = max(1, min(config.n_components, n_spots - 1, n_genes))
     if n_components < config.n_components:
         logger.info("%d spots × %d genes have at most %d components", n_spots, n_genes, n_components)
     begin("PCA")
     pca = PCA(n_components, scale=config.normalization == "published", random_state=seed, device=device)
-    small = normalized.counts.n_entries <= _SMALL
+    small = group.size == 1 and normalized.counts.n_entries <= _SMALL
     features = (
         pca.fit_transform(normalized[:])
         if small

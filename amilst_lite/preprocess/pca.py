@@ -24,6 +24,7 @@ import scipy.sparse.linalg
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
+from ..distributed import alone, ranks
 from ..errors import InputError
 from ..runtime import make_generator, resolve_device, standard_math, threads_for
 from ..validation import check_array, check_fitted, check_number, check_random_state
@@ -131,10 +132,13 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """
         self._check_parameters()
         matrix = self._check(X, reset=True)
-        return self._fit_blocks(_row_blocks(matrix, self._block()), matrix.dtype, matrix)
+        with alone():
+            return self._fit_blocks(_row_blocks(matrix, self._block()), matrix.dtype, matrix)
 
     def fit_chunks(self, source: Any) -> PCA:
         """Fit from blocks of rows that are read again in each pass, such as a matrix on disk.
+
+        Within `amilst_lite.distributed.together`, the rows are those of all ranks.
 
         Parameters
         ----------
@@ -414,7 +418,7 @@ def _scatter_times(z: _Standardized, blocks: Blocks, q: torch.Tensor) -> torch.T
     for block in blocks():
         dense = z(block)
         product += dense.T @ (dense @ there)
-    return product.cpu()
+    return ranks().total(product)[0].cpu()
 
 
 def _leading(matrix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -463,7 +467,9 @@ def _sums(blocks: Iterable[torch.Tensor]) -> tuple[int, torch.Tensor, torch.Tens
         squares += about.square().sum(0)
         n += len(block)
     total, squares = total.cpu(), squares.cpu()
-    return n, shift.cpu().double() + total / n, (squares - total.square() / n).clamp(min=0)
+    mean, squares = shift.cpu().double() + total / n, (squares - total.square() / n).clamp(min=0)
+    n_all, mean, step = _of_all_ranks(n, mean)
+    return n_all, mean, ranks().total(squares + n * step.square())[0]
 
 
 def _scatter(z: _Standardized, blocks: Iterable[torch.Tensor]) -> tuple[int, torch.Tensor, torch.Tensor]:
@@ -490,7 +496,19 @@ def _scatter(z: _Standardized, blocks: Iterable[torch.Tensor]) -> tuple[int, tor
             pending = 0
     scatter += part
     total, scatter = total.cpu(), scatter.cpu()
-    return n, shift.cpu().double() + total / n, scatter - torch.outer(total, total) / n
+    n_all, mean, step = _of_all_ranks(n, shift.cpu().double() + total / n)
+    scatter -= torch.outer(total, total) / n
+    return n_all, mean, ranks().total(scatter + n * torch.outer(step, step))[0]
+
+
+def _of_all_ranks(n: int, mean: torch.Tensor) -> tuple[int, torch.Tensor, torch.Tensor]:
+    """Rows and means (d,) of all ranks, and the difference of this rank's means from them."""
+    group = ranks()
+    if group.size == 1:
+        return n, mean, torch.zeros_like(mean)
+    n_all = group.sum(n)
+    of_all = group.total(n * mean)[0] / n_all
+    return n_all, of_all, mean - of_all
 
 
 def _add_products(part: torch.Tensor, about: torch.Tensor) -> None:

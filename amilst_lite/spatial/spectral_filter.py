@@ -28,9 +28,10 @@ import torch
 from sklearn.isotonic import isotonic_regression
 from torch import Tensor
 
+from ..distributed import column_means, median, ranks
 from ..errors import InputError
 from ..nn.sparse import SymmetricAdjacency, propagate
-from ..runtime import make_generator, threads_for
+from ..runtime import make_generator, spawn_seeds, threads_for
 from ..validation import check_model_arrays
 
 __all__ = [
@@ -51,6 +52,7 @@ _PART_ENTRIES = 1 << 26  # of an array of a part: at most 256 MiB
 _LEAST_COLUMNS = 17  # worked on at a time; of fewer, a product takes twice the time for each
 # Random vectors for the density of frequencies (Hutchinson 1990): their error falls with the total number of
 # entries, so that small sections take more of them at little cost.
+_PROBE_ROWS = 1 << 17  # drawn from one seed
 _LEAST_PROBES, _MOST_PROBES, _PROBE_ENTRIES = 1, 512, 500_000
 _DEGREE = 128  # of the polynomials: higher degrees resolve finer structure
 _CPU_ROWS = 8192  # of a block whose products stay in the cache
@@ -85,13 +87,19 @@ class Standardization:
         InputError
             All rows are equal.
         """
-        mean = features.mean(0)
-        n = len(features)
-        # in the same way as a whole where that is one block
-        total = sum((part - mean).square().sum(0) / n for part in features.split(_ROWS)).sum()
+        group = ranks()
+        mean, n = column_means(features), group.sum(len(features))
+
+        def spread(about: Tensor, dtype: torch.dtype) -> Tensor:
+            # in the same way as a whole where that is one block
+            parts = [(part.to(dtype) - about).square().sum(0) / n for part in features.split(_ROWS)]
+            return group.total(torch.as_tensor(sum(parts)))[0].to(dtype).sum()
+
+        total = spread(mean, features.dtype)
         if not 0 < total < torch.inf:  # the squares of very small or large values are beyond float32
-            mean = sum(part.double().sum(0) for part in features.split(_ROWS)) / n
-            total = sum((part.double() - mean).square().sum(0) / n for part in features.split(_ROWS)).sum()
+            sums = [part.double().sum(0) for part in features.split(_ROWS)]
+            mean = group.total(torch.as_tensor(sum(sums)))[0] / n
+            total = spread(mean, torch.float64)
             mean = mean.to(features)
         if not total > 0:
             raise InputError("all spots have the same features: there is nothing that distinguishes domains.")
@@ -291,7 +299,7 @@ def fit_denoise(
         with threads_for(len(features)):
             wiener = WienerFilter.fit(features, adjacency, noise_band=noise_band, seed=seed, averaged=fill)
             filtered = wiener.apply(features, adjacency)
-        if filtered.var(0).sum() > _LEAST_SIGNAL:
+        if _total_variance(filtered) > _LEAST_SIGNAL:
             features = filtered
         else:
             wiener = None
@@ -299,9 +307,19 @@ def fit_denoise(
     return after.apply_(features), FittedFilter(before, floor, wiener, after)  # they are copies by now
 
 
+def _total_variance(features: Tensor) -> float:
+    """Of the rows of all ranks."""
+    if ranks().size == 1:
+        return float(features.var(0).sum())
+    return float(column_means((features - column_means(features)).square()).sum())
+
+
 def least_depth(depth: Tensor, floor: float) -> float:
     """``floor`` times the median of the total counts (N,) that are positive; 0 where none is."""
     positive = depth[depth > 0].float().cpu()  # torch's median is not deterministic on a GPU
+    if ranks().size > 1:
+        positive = torch.tensor([median(positive.double().numpy(), lower=True)])
+        positive = positive[positive > 0]
     return float(floor * positive.median()) if len(positive) else 0.0
 
 
@@ -394,10 +412,11 @@ class WienerFilter:
         """Estimate signal and noise of every column; parameters, errors and method as in `wiener_filter`."""
         _check_rows(features, adjacency)
         degree -= degree % 2
-        mean, root = features.mean(0), _root_degrees(adjacency)
-        n_probes = min(max(_LEAST_PROBES, _PROBE_ENTRIES // len(features)), _MOST_PROBES)
-        probes = torch.empty(len(features), n_probes).bernoulli_(0.5, generator=make_generator(seed))
-        probes = probes.mul_(2).sub_(1).to(features.device)  # drawn on the CPU: the same on every device
+        group = ranks()
+        start, n = group.place(len(features))
+        mean, root = column_means(features), _root_degrees(adjacency)
+        n_probes = min(max(_LEAST_PROBES, _PROBE_ENTRIES // n), _MOST_PROBES)
+        probes = _probes(slice(start, start + len(features)), n, n_probes, seed).to(features.device)
         noise = probes if averaged is None else averaged(probes)
         parts = _parts(adjacency)
         energy, density, noise_energy = (
@@ -409,7 +428,7 @@ class WienerFilter:
             )
         )
         density, noise_energy = density.mean(1), noise_energy.mean(1)
-        coefficients, gain = _design(energy, noise_energy, density, len(features), degree, noise_band)
+        coefficients, gain = _design(energy, noise_energy, density, n, degree, noise_band)
         return cls(mean.detach().cpu().numpy(), coefficients, gain)
 
     def apply(self, features: Tensor, adjacency: SymmetricAdjacency) -> Tensor:
@@ -487,7 +506,7 @@ def _check_rows(features: Tensor, adjacency: SymmetricAdjacency) -> None:
 def _root_degrees(adjacency: SymmetricAdjacency) -> Tensor:
     """Square roots of the degrees of A + I, mean 1 of the degrees: (N, 1)."""
     degrees = 1.0 / _loops(adjacency)
-    return (degrees / degrees.mean()).sqrt()[:, None]
+    return (degrees / column_means(degrees)).sqrt()[:, None]
 
 
 def _loops(adjacency: SymmetricAdjacency) -> Tensor:
@@ -501,6 +520,20 @@ def _loops(adjacency: SymmetricAdjacency) -> Tensor:
         row = torch.repeat_interleave(torch.arange(start, start + len(offsets) - 1), offsets.diff())
         found[start : start + _ROWS] = adjacency.values[at][adjacency.columns[at] == row]
     return found
+
+
+def _probes(rows: slice, n: int, n_probes: int, seed: int) -> Tensor:
+    """Random signs in some ``rows`` of (n, n_probes), the same on every device and for any division into ranks."""
+    seeds = [seed] if n <= _PROBE_ROWS else spawn_seeds(seed, -(-n // _PROBE_ROWS))
+    first, last = rows.start // _PROBE_ROWS, -(-rows.stop // _PROBE_ROWS)
+    blocks = [
+        torch.empty(min(_PROBE_ROWS, n - block * _PROBE_ROWS), n_probes).bernoulli_(
+            0.5, generator=make_generator(seeds[block])
+        )
+        for block in range(first, last)
+    ]
+    begin = first * _PROBE_ROWS
+    return torch.cat(blocks)[rows.start - begin : rows.stop - begin].mul_(2).sub_(1)
 
 
 def _parts(adjacency: SymmetricAdjacency) -> list[tuple[slice, SymmetricAdjacency]]:
@@ -544,7 +577,7 @@ def _chebyshev_moments(
         total = total + np.concatenate(
             [_moments_of(part, block[:, group].contiguous(), degree) for group in groups], axis=1
         )
-    return np.asarray(total)
+    return np.asarray(ranks().sum(total))
 
 
 def _moments_of(adjacency: SymmetricAdjacency, columns: Tensor, degree: int) -> np.ndarray:

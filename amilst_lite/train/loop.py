@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import NetworkConfig, TrainConfig
+from ..distributed import ranks
 from ..errors import TrainingDivergedError
 from ..nn import losses
 from ..nn.layers import BatchNorm
@@ -116,6 +117,9 @@ class Trainer:
         # weights are drawn on the CPU, so that every device starts from the same ones
         weight_seed, noise_seed, tile_seed = spawn_seeds(seed, 3)
         weights = make_generator(weight_seed)
+        group = ranks()
+        if group.size > 1:  # other masks and noise for other spots
+            noise_seed = spawn_seeds(noise_seed, group.size)[group.rank]
         self.noise = make_generator(noise_seed, self.device)
         self.n_networks = self.config.n_networks
         self.members = None if self.n_networks == 1 else self.n_networks
@@ -205,11 +209,20 @@ class Trainer:
     # --- one epoch --------------------------------------------------------------------------
 
     def _step(self, name: str, loss: Tensor) -> None:
-        """One optimization step of one module; gradients of the other modules are left alone."""
+        """One optimization step of one module; gradients of the other modules are left alone.
+
+        With several ranks, each has a tile of its own, and the gradients are their mean.
+        """
         optimizer = self.optimizers[name]
         optimizer.zero_grad(set_to_none=True)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         loss.sum().backward(inputs=parameters)
+        group = ranks()
+        if group.size > 1:
+            for parameter, total in zip(
+                parameters, group.total(*(each.grad for each in parameters)), strict=True
+            ):
+                parameter.grad.copy_(total / group.size)
         optimizer.step()
 
     def _epoch(self) -> dict[str, Tensor]:
@@ -266,6 +279,7 @@ class Trainer:
                     moments.core = batch.core
                     self._evaluate(batch)
                 hook.remove()
+                moments.gather()
                 norm.running_mean.copy_(moments.mean)
                 norm.running_var.copy_(moments.variance)
 
@@ -374,6 +388,16 @@ class _Moments:
         self.mean = self.mean + step * (n / total)
         self.n = total
 
+    def gather(self) -> None:
+        """Merge the moments of all ranks."""
+        group = ranks()
+        if group.size > 1:
+            n = group.sum(self.n)
+            mean = group.total(self.mean * (self.n / n))[0].to(self.mean.dtype)
+            squares = self.squares + self.n * (self.mean - mean).square()
+            self.squares = group.total(squares)[0].to(self.mean.dtype)
+            self.mean, self.n = mean, n
+
     @property
     def variance(self) -> Tensor:
         """Unbiased, as batch normalization stores it."""
@@ -407,7 +431,8 @@ class Recorder:
             self._read()
 
     def _read(self) -> None:
-        values = iter(torch.stack([term for terms in self.pending for term in terms.values()]).tolist())
+        stacked = torch.stack([term for terms in self.pending for term in terms.values()])
+        values = iter((ranks().total(stacked)[0] / ranks().size).tolist())
         for terms in self.pending:
             self._append({name: next(values) for name in terms})
         self.pending.clear()

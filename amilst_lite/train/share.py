@@ -17,6 +17,7 @@ import torch
 from scipy import sparse
 
 from ..config import Config
+from ..distributed import alone, ranks
 from ..errors import InputError, muted_warnings
 from ..preprocess import CountRows, NormalizedCounts, prepare
 from ..runtime import spawn_seeds
@@ -94,8 +95,33 @@ def network_share(
     -------
     ShareEvidence
     """
+    group = ranks()
+    first, n_all = group.place(graph.n_spots)
+    if group.size > 1:  # the rank that holds the middle of all spots decides
+        middles = group.objects(n_all // 2 - first)
+        owner = max(rank for rank, middle in enumerate(middles) if middle >= 0)
+        found: ShareEvidence | None = None
+        if group.rank == owner:
+            with alone():
+                found = _network_share(counts, graph, config, genes, seed, device, middles[owner])
+        evidence = group.objects(found)[owner]
+        if evidence is not None:
+            return evidence
+    return _network_share(counts, graph, config, genes, seed, device, n_all // 2)
+
+
+def _network_share(
+    counts: Any,
+    graph: SpatialGraph,
+    config: Config,
+    genes: np.ndarray | None,
+    seed: int,
+    device: str | torch.device,
+    middle: int,
+) -> ShareEvidence:
+    """`network_share` by spots around the internal node ``middle``."""
     thin_seed, pca_seed, filter_seed, train_seed = spawn_seeds(seed, 4)
-    start = max(0, (graph.n_spots - _MOST_SPOTS) // 2)
+    start = max(0, min(middle - _MOST_SPOTS // 2, graph.n_spots - _MOST_SPOTS))
     nodes = slice(start, min(graph.n_spots, start + _MOST_SPOTS))
     chosen = graph.order[nodes]
     within = graph.subgraph(nodes)
