@@ -651,6 +651,8 @@ def _warn_of_features(features: torch.Tensor) -> None:
     """Warn of constant columns and of a single spot that outweighs all others, (N, C) features."""
     n_spots, n_columns = features.shape
     n_constant = int((features.amin(0) == features.amax(0)).sum())
+    if n_constant == n_columns:  # refused where they are standardized
+        return
     if n_constant:
         warn(
             f"{n_constant} of {n_columns} columns of the features are constant; they do not distinguish domains."

@@ -196,7 +196,11 @@ def test_the_graph_and_the_sections_of_the_run_are_used():
     sections = np.repeat(["a", "b"], 18)
     adata = annotated(points, np.arange(36) % 2, sections)
     adata.obsp["mine"] = neighbors(points, 8, sections)
-    adata.uns["amilst"] = {"connectivities_key": "mine", "sample_key": "section"}
+    adata.uns["amilst"] = {
+        "connectivities_key": "mine",
+        "sample_key": "section",
+        "versions": {"amilst-lite": "0.1.0"},
+    }
     expected = contact_pairs(adata.obsp["mine"], (sections == "b").astype(int)).shape[1]
     assert neighborhood_enrichment(adata)["contacts"].sum() == expected
     adata.obsp["mine"] = neighbors(points, 8)  # edges between sections are left out

@@ -460,6 +460,7 @@ def test_columns_are_not_overwritten_silently(tmp_path):
     assert list(again.obs) == ["region", "instance", "domain"]
 
 
+@pytest.mark.filterwarnings("ignore:Observation names are not unique:UserWarning")  # anndata's, of this file
 def test_labels_of_a_table_with_repeated_names(tmp_path):
     table = make_table(obsm={"spatial": PIXELS})
     table.obs_names = [*BARCODES[:-1], BARCODES[0]]

@@ -916,6 +916,7 @@ class Browser:
         finally:
             self.process.terminate()
             self.process.wait()
+            self.process.stdout.close()
 
 
 @pytest.fixture(scope="module")

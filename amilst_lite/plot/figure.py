@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, MissingExtraError
 from ..partial import replacing
-from .fonts import families, has_glyph
+from .fonts import ESCAPED, families, has_glyph
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,7 +107,7 @@ def literal(text: str, longest: int = 60) -> str:
 
 
 def _drawable(char: str) -> str:
-    if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") or not has_glyph(char):
+    if unicodedata.category(char) in ESCAPED or not has_glyph(char):
         return char.encode("unicode_escape").decode()
     return char
 

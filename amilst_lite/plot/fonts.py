@@ -12,6 +12,8 @@ from ..errors import warn
 
 __all__ = ["drawable", "families", "has_glyph"]
 
+ESCAPED = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode categories without a picture: control characters, surrogates, separators of lines and paragraphs."""
 _NAMED = 5  # labels that a warning names
 
 # Fonts of many scripts that systems and packages install; to look into every installed font takes seconds
@@ -39,11 +41,11 @@ def drawable(labels: Sequence[str]) -> tuple[str, ...]:
     AmilstWarning
         There is such a label; the message says which number is which label, and which font to install.
     """
-    numbered = {i: f"label {i + 1}" for i, label in enumerate(labels) if not all(map(has_glyph, label))}
+    numbered = {i: f"label {i + 1}" for i, label in enumerate(labels) if not all(map(_can_be_shown, label))}
     if numbered:
         named = ", ".join(f"{new} is {labels[i]}" for i, new in list(numbered.items())[:_NAMED])
         more = f", and {len(numbered) - _NAMED} more" if len(numbered) > _NAMED else ""
-        scripts = "".join(char for i in numbered for char in labels[i] if not has_glyph(char))
+        scripts = "".join(char for i in numbered for char in labels[i] if not _can_be_shown(char))
         warn(
             f"figures show labels by numbers, because no installed font has their characters: {named}{more}. Install "
             f"{_font_for(scripts)}, delete matplotlib's list of fonts (fontlist-*.json in "
@@ -63,6 +65,11 @@ def _font_for(characters: str) -> str:
         if east_asian
         else "Noto Sans (Debian, Ubuntu: fonts-noto)"
     )
+
+
+def _can_be_shown(char: str) -> bool:
+    """Whether there is a font, or the character is written as an escape sequence in any case."""
+    return unicodedata.category(char) in ESCAPED or has_glyph(char)
 
 
 def has_glyph(char: str) -> bool:
