@@ -627,7 +627,8 @@ def test_training_waits_once_in_ten_epochs(X, graph, recipe, batch_size):
         # k-means, which places the centers of the published recipe, waits for reasons of its own
         waits.append(waits_at(cuda.waits - before, "train/", "nn/"))
         n_recorded.append(len(history["epoch"]))
-        assert waits[-1] <= n_recorded[-1] / 10, cuda.report()
+        # after the last epoch, the two outputs are checked
+        assert waits[-1] <= n_recorded[-1] / 10 + 2, cuda.report()
     assert waits[1] - waits[0] <= (n_recorded[1] - n_recorded[0]) / 10
 
 
