@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -321,11 +322,9 @@ def _bin_size(folder: Path) -> int | None:
     if match:
         return int(match[1])
     for place in (folder / "spatial", folder) if holds(folder, _COUNTS) else ():
-        try:
-            with open_text(place / _SCALE_FACTORS, at_once=True) as handle:
-                return int(json.load(handle)["bin_size_um"])
-        except Exception:  # many types, of a file that is not what it seems
-            continue
+        # exceptions of many types, of a file that is not what it seems
+        with suppress(Exception), open_text(place / _SCALE_FACTORS, at_once=True) as handle:
+            return int(json.load(handle)["bin_size_um"])
     return None
 
 
