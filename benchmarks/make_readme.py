@@ -190,8 +190,8 @@ PARTS = (
         ("scaling_sections.json",),
         "python benchmarks/scaling.py --cells 100000 1000000 10000000 --sections 40 --genes 300 "
         "--json benchmarks/results/scaling_sections.json",
-        "The same in 40 sections, each with a technical effect of its own, in one h5ad file. Counts that would need more "
-        "than half of the memory stay on disk.",
+        "The same in 40 sections, each with a technical effect of its own, in one h5ad file. Counts that would need "
+        "more than half of the memory stay on disk.",
         (scaling.table,),
     ),
     Part(
@@ -199,18 +199,18 @@ PARTS = (
         ("scaling_processes.json",),
         "python benchmarks/scaling.py --cells 1000000 --sections 40 --processes 1 2 "
         "--json benchmarks/results/scaling_processes.json",
-        "The same as one process and as several that share the run (`torchrun`, gloo, on one machine whose cores they "
-        "divide).\n\n"
-        "What a process sends does not depend on the number of cells. With 300 genes, 30 components and 20 domains, from "
-        "the sizes of the arrays: counts of at most 20,000 spots on which genes are selected, 29 MB; covariance of the "
-        "genes, 0.7 MB (2,000 genes: 32 MB); spectra of the filter, 33 kB; 20,000 spots for section effects, 2.4 MB; "
-        "gradients, 77 kB an epoch, 3.8 MB; samples and moments of the mixture, 15 MB. In the end, the first process "
-        "receives at most 200,000 spots for figures and report. Each process needs about 1 kB for each of its own cells, "
-        "and 8 bytes for each of their counts.\n\n"
-        "On paper, a billion cells in 2,000 sections on 64 such machines are 16 million cells each: 16 GB and 15 GB for "
-        "the counts, and the time of 16 million cells on one. What would fail first is not the communication but "
-        "what one process does for all: it joins the table of all domains, and a section larger than the memory of "
-        "one machine cannot be divided.",
+        "The same as one process and as several that share the run (`torchrun`, gloo, on one machine whose cores "
+        "they divide).\n\n"
+        "What a process sends does not depend on the number of cells. With 300 genes, 30 components and 20 "
+        "domains, from the sizes of the arrays: counts of at most 20,000 spots on which genes are selected, 29 MB; "
+        "covariance of the genes, 0.7 MB (2,000 genes: 32 MB); spectra of the filter, 33 kB; 20,000 spots for "
+        "section effects, 2.4 MB; gradients, 77 kB an epoch, 3.8 MB; samples and moments of the mixture, 15 MB. In "
+        "the end, the first process receives at most 200,000 spots for figures and report. Each process needs "
+        "about 1 kB for each of its own cells, and 8 bytes for each of their counts.\n\n"
+        "On paper, a billion cells in 2,000 sections on 64 such machines are 16 million cells each: 16 GB and 15 "
+        "GB for the counts, and the time of 16 million cells on one. What would fail first is not the "
+        "communication but what one process does for all: it joins the table of all domains, and a section larger "
+        "than the memory of one machine cannot be divided.",
         (scaling.table,),
     ),
     Part(
