@@ -240,9 +240,9 @@ def fit(X, tissue, device, preset="default", **settings):
     [
         {},
         {"batch_size": 80},
-        {"decoder": "graph", "dropout": 0.2},
-        {"noise_band": None},
-        {"adversary": False},
+        pytest.param({"decoder": "graph", "dropout": 0.2}, marks=pytest.mark.slow),
+        pytest.param({"noise_band": None}, marks=pytest.mark.slow),
+        pytest.param({"adversary": False}, marks=pytest.mark.slow),
     ],
     ids=["default", "tiles", "graph-decoder", "no-filter", "no-adversary"],
 )
@@ -288,7 +288,10 @@ def test_depth_on_the_device_equals_the_cpu(X, tissue):
 
 @pytest.mark.parametrize(
     "cluster",
-    [{"method": "kmeans"}, {"cluster_on": "latent", "covariance_type": "diag"}],
+    [
+        {"method": "kmeans"},
+        pytest.param({"cluster_on": "latent", "covariance_type": "diag"}, marks=pytest.mark.slow),
+    ],
 )
 def test_other_clusterings_equal_the_cpu(X, tissue, cluster):
     on_cpu = fit(X, tissue, "cpu", **{**FAST, **cluster})
@@ -361,7 +364,11 @@ def test_second_device_is_used(X, tissue):
     assert cuda.launches.total() > 0
 
 
-@pytest.mark.parametrize("use_counts", [True, False], ids=["counts", "representation"])
+@pytest.mark.parametrize(
+    "use_counts",
+    [True, pytest.param(False, marks=pytest.mark.slow)],
+    ids=["counts", "representation"],
+)
 def test_results_of_the_device_are_written_without_it(tmp_path, use_counts):
     def run(device):
         section = amilst_lite.simulate_section(300, 100, 4, seed=0)
