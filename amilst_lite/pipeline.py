@@ -423,6 +423,7 @@ def estimate_run(
     device: str | torch.device = "auto",
     use_rep: str | None = None,
     n_sections: int = 1,
+    n_processes: int = 1,
 ) -> Estimate:
     """Estimate the memory and time of `identify_domains` and of writing its results.
 
@@ -436,25 +437,36 @@ def estimate_run(
         The settings; the default preset's if not given.
     n_sections : int
         Number of sections.
+    n_processes : int
+        Number of processes that share the run; the estimate is for each of them, with a core for each.
+
+    Raises
+    ------
+    InputError
+        ``n_processes`` is not positive.
     """
     check_anndata(adata)
+    if n_processes < 1:
+        raise InputError(f"n_processes (--processes) must be at least 1; found {n_processes}.")
     config = Config() if config is None else config
+    n_spots, n_sections = -(-adata.n_obs // n_processes), -(-n_sections // n_processes)
     resolved = resolve_device(device)
     if use_rep is not None:
         width = representation_of(adata, use_rep).shape[1]
         return estimate(
-            adata.n_obs, 0, config.replace(n_components=width), n_domains=n_domains, n_sections=n_sections,
+            n_spots, 0, config.replace(n_components=width), n_domains=n_domains, n_sections=n_sections,
             device=resolved,
         )  # fmt: skip
     counts = counts_of(adata)
+    n_entries = counts.nnz if sparse.issparse(counts) else CountRows(counts).n_entries
     return estimate(
-        adata.n_obs,
-        counts.nnz if sparse.issparse(counts) else CountRows(counts).n_entries,
+        n_spots,
+        -(-n_entries // n_processes),
         config,
         n_domains=n_domains,
         n_genes=adata.n_vars,
         n_sections=n_sections,
-        on_disk=is_on_disk(counts),
+        on_disk=is_on_disk(counts) and n_processes == 1,
         device=resolved,
     )
 

@@ -410,6 +410,8 @@ def test_demo_simulate_score_info(tmp_path, capsys):
     scores = json.loads(capsys.readouterr().out)
     assert scores == json.loads((out / "run.json").read_text())["scores"]["domain"]
 
+    assert main(["info", str(made), "--processes", "4"]) == 0
+    assert "with 7 domains, each of 4 processes: about" in capsys.readouterr().out
     assert main(["info", str(made)]) == 0
     assert "200 spots × 40 genes" in capsys.readouterr().out
     assert main(["info"]) == 0

@@ -9,7 +9,7 @@ from scipy import sparse
 import amilst_lite as amilst
 from amilst_lite import resources
 from amilst_lite.config import Config
-from amilst_lite.errors import AmilstError, InsufficientMemoryError
+from amilst_lite.errors import AmilstError, InputError, InsufficientMemoryError
 from amilst_lite.pipeline import estimate_run, simulate_section
 from amilst_lite.resources import check_memory, estimate
 from amilst_lite.runtime import limited_memory
@@ -118,3 +118,11 @@ def test_estimate_of_an_anndata():
         estimate_run(adata, 20, use_rep="X_pca").ram_bytes
         == estimate(300, 0, Config().replace(n_components=60), n_domains=20).ram_bytes
     )
+
+
+def test_of_several_processes_each_needs_less():
+    adata = simulate_section(3000, 60, 3)
+    one, four = estimate_run(adata, 3), estimate_run(adata, 3, n_processes=4)
+    assert four.ram_bytes < one.ram_bytes and four.seconds < one.seconds
+    with pytest.raises(InputError, match="n_processes"):
+        estimate_run(adata, 3, n_processes=0)

@@ -393,7 +393,9 @@ def info(options: argparse.Namespace, console: Console) -> None:
             options.input, coordinates=options.coordinates, backed=options.backed, **read_options(options)
         )
         lines = summary.describe(adata)
-        lines.append(f"resources for a run with 7 domains: {pipeline.estimate_run(adata, 7)}")
+        needed = pipeline.estimate_run(adata, 7, n_processes=options.processes)
+        each = f", each of {options.processes} processes" if options.processes > 1 else ""
+        lines.append(f"resources for a run with 7 domains{each}: {needed}")
         given = {"coordinates": options.coordinates, **read_options(options)}
         lines.append(f"recommended: {io.recommended_command(adata, options.input, given)}")
     write(sys.stdout, "\n".join(lines) + "\n")

@@ -130,6 +130,9 @@ def build_parser() -> argparse.ArgumentParser:
     info = _command(group, "info", commands.info, "describe an input; without one, this installation", common)
     info.add_argument("input", nargs="?", metavar="INPUT", help="as for run")
     add_reading_flags(info)
+    info.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="estimate for N processes (torchrun)"
+    )
     info.add_argument("--settings", action="store_true", help="list every setting with its default")
     return parser
 
