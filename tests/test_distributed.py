@@ -275,7 +275,7 @@ def test_an_error_of_one_process_ends_all_with_its_message(tmp_path, inputs):
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 1  # of torchrun
-    assert "counts must be finite" in done.stderr
+    assert "missing values in X of s3" in done.stderr
     assert time.monotonic() - started < 120
     assert [path.name for path in tmp_path.iterdir()] == ["s3.h5ad"]
 
@@ -358,7 +358,9 @@ def test_two_hosts_of_which_one_is_killed_and_started_again(tmp_path, inputs, tw
                 "ip", "netns", "exec", name, "env", f"GLOO_SOCKET_IFNAME={interface}",
                 sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
                 "--max-restarts", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "10.77.0.1:29511",
-                "--rdzv-id", "test", "--local-addr", f"10.77.0.{number + 1}",
+                "--rdzv-id", "test",
+                # the names of the hosts do not lead to these addresses, by which torchrun would know where to listen
+                "--rdzv-conf", f"is_host={1 - number}", "--local-addr", f"10.77.0.{number + 1}",
                 *command(inputs, tmp_path / "two"),
             ],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
