@@ -535,7 +535,7 @@ def test_mixture_by_subsample_and_from_labels_equals_the_cpu(X):
 def test_find_domains_equals_the_cpu(X, method):
     if method == "leiden":
         pytest.importorskip("igraph")
-    config = ClusterConfig(method=method, n_init=4)
+    config = ClusterConfig(method=method, n_init=4, shrinkage=0.2)  # all shares: in the default preset, above
     on_cpu = find_domains(X, 4, config)
     with simulated_cuda():
         embedding = torch.from_numpy(X).to("cuda").requires_grad_()
