@@ -204,9 +204,9 @@ def run_once(path: Path, output: Path, seed: int, device: str, several: bool, se
     watch.over.set()
     if code:
         sys.exit(code)
-    summary = json.loads((output / "run.json").read_text())
     if os.environ.get("RANK", "0") != "0":
-        return
+        return  # the first process writes the summary, and measures
+    summary = json.loads((output / "run.json").read_text())
     several_ram = [int(ram) for ram in summary.get("processes", {}).get("ram_bytes", [])]
     print(
         json.dumps(
