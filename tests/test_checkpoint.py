@@ -1,6 +1,7 @@
 """Checkpoints: a run that was killed ends in the same bits; files that do not fit are not used."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -479,6 +480,25 @@ def test_interrupted_command_is_continued(tmp_path, capsys, monkeypatch):
     found, expected = (ad.read_h5ad(tmp_path / name / "result.h5ad") for name in ("out", "expected"))
     same(found, expected)
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.usefixtures("always")
+def test_run_whose_disk_was_full_is_continued(tmp_path, capsys, monkeypatch):
+    section().write_h5ad(tmp_path / "section.h5ad")
+    command = ["run", str(tmp_path / "section.h5ad"), "--epochs", "4", "-k", "3", "-o", str(tmp_path / "out")]
+
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "write_h5ad", fail)
+        assert main(command) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "(No space left on device). Free some space, or choose another place. Afterwards the same" in last
+    assert last.endswith("command with --resume continues this run.") and not (tmp_path / "out").exists()
+    assert main([*command, "--resume"]) == 0
+    assert "train: from the checkpoint" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"section.h5ad", "out"}
 
 
 @pytest.mark.usefixtures("always")

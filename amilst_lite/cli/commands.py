@@ -41,23 +41,26 @@ def run(options: argparse.Namespace, console: Console) -> int:
     _check_input_flags(options)
     checkpoint = _checkpoint(options)
     advice = "the same command with --resume continues this run"
-    with (
-        interrupt.advising(lambda: advice if checkpoint.exists else ""),
-        io.atomic_folder(options.output, overwrite=options.force) as folder,
-    ):
-        if not options.resume:  # once the folder is locked: of an earlier run that nobody continues
-            checkpoint.clear()
-        try:
-            adata, annotation = _read(options, console, checkpoint)
-            model = _identify(adata, options, settings, console, checkpoint)
-            summary = _write_results(
-                adata, folder, options, console, annotation, options.input, model, checkpoint
-            )
-        except Exception as error:
-            # after a full disk, --resume helps; other errors come again
-            if io.disk_error(error, folder) is None:
+    try:
+        with (
+            interrupt.advising(lambda: advice if checkpoint.exists else ""),
+            io.atomic_folder(options.output, overwrite=options.force) as folder,
+        ):
+            if not options.resume:  # once the folder is locked: of an earlier run that nobody continues
                 checkpoint.clear()
-            raise
+            try:
+                adata, annotation = _read(options, console, checkpoint)
+                model = _identify(adata, options, settings, console, checkpoint)
+                summary = _write_results(
+                    adata, folder, options, console, annotation, options.input, model, checkpoint
+                )
+            except Exception as error:
+                # after a full disk, --resume helps; other errors come again
+                if io.disk_error(error, folder) is None:
+                    checkpoint.clear()
+                raise
+    except io.StorageError as error:
+        raise InputError(f"{error} Afterwards {advice}." if checkpoint.exists else str(error)) from error
     checkpoint.clear()
     _write_back(adata, options, console)
     return console.report(summary, options.output)

@@ -20,7 +20,7 @@ from .tables import read_table
 from .tenx import read_10x_h5, read_10x_mtx
 from .visium import load_image, read_visium
 from .visium_hd import read_visium_hd
-from .write import RECORD, atomic_files, atomic_folder, atomic_path, disk_error, write_h5ad
+from .write import RECORD, StorageError, atomic_files, atomic_folder, atomic_path, disk_error, write_h5ad
 from .xenium import read_xenium
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "RECORD",
     "SECTION",
     "Platform",
+    "StorageError",
     "atomic_files",
     "atomic_folder",
     "atomic_path",

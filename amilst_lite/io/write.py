@@ -378,16 +378,16 @@ def _storing(target: Path, temporary: Path, folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except _StorageError as error:  # of a write inside this one
-        raise _StorageError(target, error.reason) from error
+    except StorageError as error:  # of a write inside this one
+        raise StorageError(target, error.reason) from error
     except OSError as error:
         found = disk_error(error, folder)
         if found is None and not str(error.filename or "").startswith(str(temporary)):
             raise
-        raise _StorageError(target, (found or error).strerror or str(error)) from error
+        raise StorageError(target, (found or error).strerror or str(error)) from error
 
 
-class _StorageError(InputError):
+class StorageError(InputError):
     """A target cannot be written."""
 
     def __init__(self, target: Path, reason: str) -> None:
