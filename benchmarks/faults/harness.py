@@ -13,6 +13,7 @@ import gc
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -152,25 +153,31 @@ def start(out: Path, log: Path, arm: Callable[[], None] = lambda: None) -> int:
 
 def fork(command: list[str], log: Path, arm: Callable[[], None] = lambda: None) -> int:
     """Start `amilst` in a fork; its process number. Its stderr goes to ``log``."""
+    # until the child is in its own block, a signal would unwind what it has copied of the parent, which cleans up
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     process = os.fork()
     if process:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         return process
     status = 70
     try:
-        with log.open("w") as stream:
-            os.dup2(stream.fileno(), 2)
-        sys.stderr = os.fdopen(2, "w")
-        sys.argv = ["amilst", *command]
-        arm()
-        from amilst_lite.cli import main
+        try:
+            with log.open("w") as stream:
+                os.dup2(stream.fileno(), 2)
+            sys.stderr = os.fdopen(2, "w")
+            sys.argv = ["amilst", *command]
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            arm()
+            from amilst_lite.cli import main
 
-        status = main()
-    except BaseException:
-        traceback.print_exc()
+            status = main()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            finish(status)
     finally:
-        sys.stderr.flush()
-        finish(status)
-    raise AssertionError
+        os._exit(status)
 
 
 def finish(status: int) -> None:
