@@ -98,6 +98,57 @@ def test_held_out_likelihood_is_that_of_the_other_half(monkeypatch):
     assert agreement == pytest.approx(most / len(X), rel=1e-5) and agreement > 0.9
 
 
+def test_likelihoods_of_different_numbers_of_columns_are_comparable():
+    """Columns that hold no groups are described as well by a normal distribution as by a mixture."""
+    X, _ = groups(n=4000, k=3, d=3, apart=5.0)
+    rng = np.random.default_rng(1)
+    noise = np.column_stack([X, rng.normal(size=(4000, 3)) * [0.5, 0.1, 0.02]]).astype(np.float32)
+    found = [held_out(torch.from_numpy(noise), 3, [0.0], n_columns=n, n_init=6)[0][0] for n in (3, 4, 6)]
+    assert np.ptp(found) < 0.2
+    whole = held_out(torch.from_numpy(noise[:, :3].copy()), 3, [0.0], n_init=6)[0][0]
+    assert abs(found[0] - whole) > 2  # what the columns that are left out add
+    apart = [held_out(torch.from_numpy(X), 3, [0.0], n_columns=n, n_init=6)[0][0] for n in (1, 3)]
+    assert apart[1] > apart[0] + 0.3
+    same = held_out(torch.from_numpy(X), 3, [0.0], n_init=6)[0][0]
+    assert same == apart[1]
+
+
+def test_columns_are_enough_for_the_means_of_all_components():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(400, 12)).astype(np.float32)
+    assert fit_average(X, 4, shrinkage=0.1, n_init=2).evidence.columns.tolist() == [6, 8, 12]
+    assert fit_average(X, 10, shrinkage=0.1, n_init=2).evidence.columns.tolist() == [9, 12]
+    assert fit_average(X, 20, shrinkage=0.1, n_init=2).evidence.columns.tolist() == [12]
+
+
+@pytest.mark.parametrize("covariance_type", ["tied", "full", "diag", "spherical"])
+def test_many_components_leave_an_optimum_that_restarts_end_in(monkeypatch, covariance_type):
+    """Two groups in one component, and two components in another group."""
+    rng = np.random.default_rng(0)
+    truth = np.repeat(np.arange(12), 60)
+    X = (8 * rng.normal(size=(12, 5))[truth] + rng.normal(size=(720, 5))).astype(np.float32)
+    start = torch.from_numpy(truth).int()
+    start[truth == 1] = 0
+    start[(truth == 2) & (X[:, 0] > X[truth == 2, 0].mean())] = 1
+    monkeypatch.setattr(module, "short_kmeans", lambda *_: start[None])
+
+    def agreement():
+        path = module._Path(torch.from_numpy(X), 12, covariance_type, 1, 0, torch.device("cpu"))
+        return [
+            adjusted_rand_score(
+                truth,
+                module._posteriors(torch.from_numpy(X), [density], covariance_type, torch.device("cpu"))(
+                    slice(None)
+                ).argmax(1),
+            )
+            for density in path.search([0.01, 0.1, 0.5])
+        ]
+
+    assert min(agreement()) > 0.99
+    monkeypatch.setattr(module, "_RESTARTS_SUFFICE", 12)
+    assert max(agreement()) < 0.95
+
+
 def test_covariance_is_shrunken_by_the_share():
     X, truth = groups(n=600, apart=12.0)
     path = module._Path(torch.from_numpy(X), 3, "tied", 4, 0, torch.device("cpu"))
@@ -130,9 +181,9 @@ def test_given_shrinkage_is_the_only_one_compared():
 
 def test_weights_are_zero_beyond_a_nat_and_fall_with_the_gap():
     likelihood = np.array([-5.0, -4.2, -4.0, -4.9, -5.1, np.nan])
-    weights = module._weights(likelihood, best_only=False)
+    weights = module._weights(likelihood, module.SLACK)
     np.testing.assert_allclose(weights, [np.exp(-1.0), np.exp(-0.2), 1, np.exp(-0.9), 0, 0])
-    np.testing.assert_array_equal(module._weights(likelihood, best_only=True), [0, 0, 1, 0, 0, 0])
+    np.testing.assert_array_equal(module._weights(likelihood, 0.0), [0, 0, 1, 0, 0, 0])
 
 
 def test_many_rows_need_less_of_the_sphere_than_few():
@@ -288,8 +339,11 @@ def test_many_rows_are_compared_on_some_blocks(monkeypatch):
 
     monkeypatch.setattr(module._Path, "__init__", recording)
     average = fit_average(X, 3, n_init=6)
-    assert sizes == [300] * 6 + [3000] * 3  # two halves for each number of columns, then all rows
-    assert (average.evidence.weights > 0).sum(1).tolist() == [1, 1, 1]
+    assert sizes == [300] * 6 + [3000]  # two halves for each number of columns, then all rows for the best
+    evidence = average.evidence
+    best = np.nanargmax(evidence.log_likelihood)
+    assert np.flatnonzero(evidence.weights).tolist() == [best] and len(average.fitted.densities) == 1
+    assert average.fitted.densities[0][1].shape[1] == evidence.columns[best // len(evidence.shares)]
     assert adjusted_rand_score(truth, average.labels) > 0.97
 
 

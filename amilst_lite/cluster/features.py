@@ -10,7 +10,7 @@ from functools import cache
 
 import torch
 
-from .blocks import sum_over_blocks
+from .blocks import over_blocks, sum_over_blocks
 
 TIED = ("tied_spherical", "tied_diag", "tied")
 """Models whose components share a covariance; they need no products in phi."""
@@ -136,6 +136,14 @@ class Rows:
 
         moments, log_norm = self.sum(of_block, len(flat), dtype)
         return moments.view(eta.shape), log_norm
+
+    def assign(self, eta: torch.Tensor) -> torch.Tensor:
+        """The most probable component of each row for natural parameters ``eta`` (K, F): (n,), int64."""
+
+        def of_block(block: slice) -> torch.Tensor:
+            return (eta.float() @ features(self.base[:, block].contiguous(), self.model)).argmax(0)
+
+        return torch.cat(list(over_blocks(of_block, self.n, max(len(eta), self.width), self.base.device)))
 
     def hard_moments(self, labels: torch.Tensor, n_components: int) -> torch.Tensor:
         """Summed phi of the rows of each component; label −1 is in none: (R, n) to (R, K, F)."""

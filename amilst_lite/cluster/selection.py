@@ -105,7 +105,7 @@ def select_n_domains(
         )
     array = np.asarray(embedding)
     rotated = torch.from_numpy(PrincipalAxes.of(array).rotate(array))
-    rotated = rotated[:, : max(1, round(_COLUMNS * rotated.shape[1]))]
+    rotated = rotated[:, : max(1, usable[-1] - 1, round(_COLUMNS * rotated.shape[1]))]
     shares = np.asarray(SHARES if config.shrinkage is None else (config.shrinkage,), dtype=float)
     near = np.arange(len(shares))  # shares tried: all at first, then those next to the last best
     rows: list[dict[str, float]] = []

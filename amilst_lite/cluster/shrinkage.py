@@ -5,7 +5,8 @@ structure of a section: from a hundredth to nine tenths of it on real ones. The 
 itself, since neighboring spots are not independent. So blocks of neighboring spots are held out: a mixture is fitted
 to every other block and evaluated on the rest, for several shares of the spherical covariance and several numbers of
 leading principal axes. All shares that come within a nat a spot of the best are fitted to the whole section, and
-their posteriors, after matching the components, are averaged: optima of nearly equal likelihood can differ much.
+their posteriors, after matching the components, are averaged: optima of nearly equal likelihood can differ much. Of many
+spots, the single best share and number of axes is used.
 
 The same two fits tell how far the labels can be trusted. Fits that are each right with probability p and wrong in
 different ways agree with probability p², so the square root of their agreement is what the mean confidence should
@@ -33,6 +34,7 @@ from .blocks import block_threads, over_blocks, sum_over_blocks
 from .covariance import Parameters, Setting
 from .features import TIED, Rows
 from .mixture import GaussianMixture, em
+from .moves import split_and_merge
 from .starts import short_kmeans
 
 __all__ = [
@@ -55,10 +57,14 @@ SLACK = 1.0
 _BLOCK = 100
 """Spots in a block. In blocks of 15 or 40, held-out spots depend on neighbors in the fitted ones."""
 _MOST_ROWS = 20_000
-"""Of more spots, evenly spaced blocks are compared, and only the best share of each number of columns is used."""
+"""Of more spots, evenly spaced blocks are compared, and only the best share and number of columns is used."""
 _TOL = 1e-6
-_STEPS, _KEPT = (12, 60), 3
-"""EM steps of all restarts, and of the ``_KEPT`` best of them. Fewer steps of all cost accuracy."""
+_ROUNDS = ((12, 3), (60, 1))
+"""EM steps of all restarts, and how many of them continue. Fewer steps of all cost accuracy."""
+_RESTARTS_SUFFICE = 10
+"""Components up to which the restarts find the best optimum on simulated tissue; with more, it takes moves."""
+_MOVE_ROUNDS = ((10, 2), (60, 1))
+"""The same for the mixtures after a move."""
 _FULL_STEPS = 20
 """EM steps on all rows, where there are more than `_MOST_ROWS`."""
 _ALL_ROWS = 1_000_000
@@ -80,7 +86,6 @@ class Evidence:
         Shares of the spherical covariance.
     log_likelihood : ndarray of float64, (P, S)
         Mean log-likelihood (natural logarithm) of the spots in held-out blocks; NaN where it was not computed.
-        Comparable within a row.
     weights : ndarray of float64, (P, S)
         Weights of the fits in the average; they sum to one.
     agreement : ndarray of float64, (P,)
@@ -388,7 +393,8 @@ def fit_average(
     some = X if n <= _ALL_ROWS else X[ranks().own(_evenly_spaced(n, _ALL_ROWS), len(X))]
     rotated = torch.from_numpy(axes.rotate(some))
     d = rotated.shape[1]
-    columns = np.unique([max(1, round(share * d)) for share in COLUMNS])
+    # the means of K components may differ along K - 1 axes
+    columns = np.unique([min(d, max(1, n_components - 1, round(share * d))) for share in COLUMNS])
     shares = np.array(SHARES if shrinkage is None else (shrinkage,))
     seeds = spawn_seeds(seed, 2 * len(columns))
     likelihood, agreement = np.full((len(columns), len(shares)), np.nan), np.zeros(len(columns))
@@ -398,19 +404,21 @@ def fit_average(
         likelihood[row, tried], agreement[row] = checkpoint.stage(
             f"mixture-held-out-{width}",
             partial(
-                held_out, rotated[:, :width], n_components, shares[tried].tolist(),
+                held_out, rotated, n_components, shares[tried].tolist(), n_columns=int(width),
                 covariance_type=covariance_type, n_init=max(1, n_init // 2), seed=seeds[row], device=resolved,
             ),
         )  # fmt: skip
-        weights[row] = _weights(likelihood[row], best_only=n > _MOST_ROWS)
+        weights[row] = _weights(likelihood[row], SLACK if n <= _MOST_ROWS else 0.0)
         # more columns need less of the sphere
         chosen = np.flatnonzero(weights[row])
         tried = np.arange(max(0, chosen[0] - 2), chosen[-1] + 1)
+    if n > _MOST_ROWS:
+        weights = _weights(likelihood, 0.0)
     weights /= weights.sum()
     fits: list[tuple[float, Density]] = []
     with block_threads():
-        for row, width in enumerate(columns):
-            used = np.flatnonzero(weights[row])
+        for row in np.flatnonzero(weights.any(1)).tolist():
+            used, width = np.flatnonzero(weights[row]), columns[row]
             densities = checkpoint.stage(
                 f"mixture-{width}",
                 partial(
@@ -433,7 +441,7 @@ def fit_average(
                     weights = np.zeros_like(weights)
                     weights[tuple(places[place])] = 1.0
                     break
-    temperature = _temperature(average, float(np.sqrt(agreement.mean())))
+    temperature = _temperature(average, float(np.sqrt(agreement[weights.any(1)].mean())))
     evidence = Evidence(np.asarray(columns), shares, likelihood, weights, agreement, temperature)
     return MixtureAverage(
         labels, _temper(average, temperature), evidence, replace(fitted, temperature=temperature)
@@ -449,6 +457,7 @@ def held_out(
     n_components: int,
     shares: Sequence[float],
     *,
+    n_columns: int | None = None,
     covariance_type: str = "tied",
     n_init: int = 16,
     seed: int = 0,
@@ -463,6 +472,9 @@ def held_out(
     n_components : int
     shares : sequence of float
         In [0, 1).
+    n_columns : int or None
+        The mixtures describe so many leading columns; the others are independent and normal. Likelihoods for different
+        numbers are therefore comparable. None: all.
     covariance_type, n_init, seed, device
         As in `fit_average`; ``n_init`` on each half of the blocks.
 
@@ -488,6 +500,11 @@ def held_out(
     total = np.zeros(len(shares))
     densities: list[list[Density]] = []
     model = models.canonical_model(covariance_type)
+    n_columns = X.shape[1] if n_columns is None else n_columns
+    others = X[:, n_columns:].double()
+    variance = (others - others.mean(0)).square().mean(0).clamp(min=1e-300)
+    of_others = float(-0.5 * (1 + (2 * torch.pi * variance).log()).sum())
+    X = X[:, :n_columns].contiguous()
     with alone(), block_threads():
         for half in (0, 1):
             fitted, rest = (X[torch.from_numpy(halves == part)] for part in (half, 1 - half))
@@ -497,7 +514,7 @@ def held_out(
         best = int(np.argmax(total))
         gram = _overlaps(X, [density[best] for density in densities], model, device)
     first, second = linear_sum_assignment(gram[0, :, 1], maximize=True)
-    return total / len(X), float(gram[0, first, 1, second].sum() / len(X))
+    return total / len(X) + of_others, float(gram[0, first, 1, second].sum() / len(X))
 
 
 def _slices(n: int) -> list[slice]:
@@ -516,10 +533,10 @@ def _block_length(n: int) -> int:
     return max(1, min(_BLOCK, -(-n // 4)))
 
 
-def _weights(likelihood: np.ndarray, best_only: bool) -> np.ndarray:
-    """exp(−gap) for gaps to the best of at most `SLACK`, else 0: (S,)."""
+def _weights(likelihood: np.ndarray, slack: float) -> np.ndarray:
+    """exp(−gap) for gaps to the best of at most ``slack``, else 0; of the same shape."""
     gap = np.nanmax(likelihood) - likelihood
-    return np.where(gap <= (0.0 if best_only else SLACK), np.exp(-np.nan_to_num(gap)), 0.0)
+    return np.where(gap <= slack, np.exp(-np.nan_to_num(gap)), 0.0)
 
 
 class _Path:
@@ -565,20 +582,59 @@ class _Path:
         return replace(setting, prior=n * share / (1 - share), reg=max(setting.reg, 1e-6))
 
     def _best(self, shares: Sequence[float]) -> Parameters:
-        """The best of all restarts for each share; those of all shares are one batch."""
-        kept = len(self.moments)
-        setting = self._with_shares(self.setting, shares, kept)
-        parameters = models.maximize(self.moments.repeat(len(shares), 1, 1), setting)
-        for steps, next_kept in zip(_STEPS, (min(kept, _KEPT), 1), strict=True):
+        """The best of all restarts for each share."""
+        parameters, objective = self._best_of(self.moments, shares, _ROUNDS)
+        if self.mixture.n_components > _RESTARTS_SUFFICE:
+            self._move(parameters, objective, shares)
+        return parameters
+
+    def _best_of(
+        self, moments: torch.Tensor, shares: Sequence[float], rounds: Sequence[tuple[int, int]]
+    ) -> tuple[Parameters, torch.Tensor]:
+        """For each share, the best mixture that starts from ``moments`` (R, K, F), and its objective.
+
+        The starts of all shares are one batch. ``rounds``: EM steps, and how many continue after them.
+        """
+        kept = len(moments)
+        parameters = models.maximize(
+            moments.repeat(len(shares), 1, 1), self._with_shares(self.setting, shares, kept)
+        )
+        for steps, most in rounds:
             setting = self._with_shares(self.setting, shares, kept)
             tol = torch.full((len(shares) * kept,), _TOL, dtype=torch.float64)
             fits = em(self.rows, parameters, setting, steps, tol, torch.float32, self.generator)
-            objective = fits.objective.view(len(shares), kept)
-            order = torch.sort(objective, descending=True, stable=True).indices[:, :next_kept]
+            found = fits.objective.view(len(shares), kept)
+            order = torch.sort(found, descending=True, stable=True).indices[:, :most]
             first = kept * torch.arange(len(shares), device=order.device)
-            parameters = fits.parameters[(order + first[:, None]).flatten()]
-            kept = next_kept
-        return parameters
+            chosen = (order + first[:, None]).flatten()
+            parameters, objective = fits.parameters[chosen], fits.objective[chosen]
+            kept = min(kept, most)
+        return parameters, objective
+
+    def _move(self, parameters: Parameters, objective: torch.Tensor, shares: Sequence[float]) -> None:
+        """Improve the mixtures by `split_and_merge`, in place; the moves are found for the share in the middle."""
+        n_components = self.mixture.n_components
+        middle = len(shares) // 2
+        share = shares[middle : middle + 1]
+        setting = self._with_shares(self.setting, share, 1)
+        current, best = parameters[torch.tensor([middle])], objective[middle]
+        labels = self.rows.assign(models.natural(current, setting)[0][0])
+        moved = False
+        for _ in range(n_components):
+            moves = split_and_merge(self.rows.base[1:].T.cpu(), labels.cpu(), n_components)
+            if len(moves) == 0:
+                break
+            moments = self.rows.hard_moments(moves.to(labels.device), n_components)
+            current, value = self._best_of(moments, share, _MOVE_ROUNDS)
+            if not bool(value[0] > best + _TOL * best.abs()):
+                break
+            best, moved = value[0], True
+            labels = self.rows.assign(models.natural(current, setting)[0][0])
+        if moved:
+            moments = self.rows.hard_moments(labels[None], n_components)
+            current, value = self._best_of(moments, shares, _ROUNDS[-1:])
+            better = torch.nonzero(value > objective).flatten()
+            parameters[better] = current[better]
 
     def search(self, shares: Sequence[float]) -> list[Density]:
         """For each share, the best of all restarts after a limited number of EM steps."""
