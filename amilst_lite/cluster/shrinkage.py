@@ -5,8 +5,8 @@ structure of a section: from a hundredth to nine tenths of it on real ones. The 
 itself, since neighboring spots are not independent. So blocks of neighboring spots are held out: a mixture is fitted
 to every other block and evaluated on the rest, for several shares of the spherical covariance and several numbers of
 leading principal axes. All shares that come within a nat a spot of the best are fitted to the whole section, and
-their posteriors, after matching the components, are averaged: optima of nearly equal likelihood can differ much. Of many
-spots, the single best share and number of axes is used.
+their posteriors, after matching the components, are averaged: optima of nearly equal likelihood can differ much. Of
+many spots, the single best share and number of axes is used.
 
 The same two fits tell how far the labels can be trusted. Fits that are each right with probability p and wrong in
 different ways agree with probability p², so the square root of their agreement is what the mean confidence should
