@@ -5,8 +5,7 @@ structure of a section: from a hundredth to nine tenths of it on real ones. The 
 itself, since neighboring spots are not independent. So blocks of neighboring spots are held out: a mixture is fitted
 to every other block and evaluated on the rest, for several shares of the spherical covariance and several numbers of
 leading principal axes. All shares that come within a nat a spot of the best are fitted to the whole section, and
-their posteriors, after matching the components, are averaged: optima of nearly equal likelihood can differ much. Of
-many spots, the single best share and number of axes is used.
+their posteriors, after matching the components, are averaged: optima of nearly equal likelihood can differ much.
 
 The same two fits tell how far the labels can be trusted. Fits that are each right with probability p and wrong in
 different ways agree with probability p², so the square root of their agreement is what the mean confidence should
@@ -57,7 +56,7 @@ SLACK = 1.0
 _BLOCK = 100
 """Spots in a block. In blocks of 15 or 40, held-out spots depend on neighbors in the fitted ones."""
 _MOST_ROWS = 20_000
-"""Of more spots, evenly spaced blocks are compared, and only the best share and number of columns is used."""
+"""Of more spots, so many evenly spaced ones decide, and only the best share for each number of columns is used."""
 _TOL = 1e-6
 _ROUNDS = ((12, 3), (60, 1))
 """EM steps of all restarts, and how many of them continue. Fewer steps of all cost accuracy."""
@@ -86,6 +85,7 @@ class Evidence:
         Shares of the spherical covariance.
     log_likelihood : ndarray of float64, (P, S)
         Mean log-likelihood (natural logarithm) of the spots in held-out blocks; NaN where it was not computed.
+        Comparable within a row.
     weights : ndarray of float64, (P, S)
         Weights of the fits in the average; they sum to one.
     agreement : ndarray of float64, (P,)
@@ -393,8 +393,10 @@ def fit_average(
     some = X if n <= _ALL_ROWS else X[ranks().own(_evenly_spaced(n, _ALL_ROWS), len(X))]
     rotated = torch.from_numpy(axes.rotate(some))
     d = rotated.shape[1]
-    # the means of K components may differ along K - 1 axes
-    columns = np.unique([min(d, max(1, n_components - 1, round(share * d))) for share in COLUMNS])
+    # The means of K components differ along up to K - 1 axes, not all of them leading ones. Of few rows, averaging over
+    # different columns is worth more than all of these axes.
+    least = (n_components - 1) * (1 if n <= _MOST_ROWS else 2)
+    columns = np.unique([min(d, max(1, least, round(share * d))) for share in COLUMNS])
     shares = np.array(SHARES if shrinkage is None else (shrinkage,))
     seeds = spawn_seeds(seed, 2 * len(columns))
     likelihood, agreement = np.full((len(columns), len(shares)), np.nan), np.zeros(len(columns))
@@ -404,7 +406,7 @@ def fit_average(
         likelihood[row, tried], agreement[row] = checkpoint.stage(
             f"mixture-held-out-{width}",
             partial(
-                held_out, rotated, n_components, shares[tried].tolist(), n_columns=int(width),
+                held_out, rotated[:, :width], n_components, shares[tried].tolist(),
                 covariance_type=covariance_type, n_init=max(1, n_init // 2), seed=seeds[row], device=resolved,
             ),
         )  # fmt: skip
@@ -412,13 +414,11 @@ def fit_average(
         # more columns need less of the sphere
         chosen = np.flatnonzero(weights[row])
         tried = np.arange(max(0, chosen[0] - 2), chosen[-1] + 1)
-    if n > _MOST_ROWS:
-        weights = _weights(likelihood, 0.0)
     weights /= weights.sum()
     fits: list[tuple[float, Density]] = []
     with block_threads():
-        for row in np.flatnonzero(weights.any(1)).tolist():
-            used, width = np.flatnonzero(weights[row]), columns[row]
+        for row, width in enumerate(columns):
+            used = np.flatnonzero(weights[row])
             densities = checkpoint.stage(
                 f"mixture-{width}",
                 partial(
@@ -441,7 +441,7 @@ def fit_average(
                     weights = np.zeros_like(weights)
                     weights[tuple(places[place])] = 1.0
                     break
-    temperature = _temperature(average, float(np.sqrt(agreement[weights.any(1)].mean())))
+    temperature = _temperature(average, float(np.sqrt(agreement.mean())))
     evidence = Evidence(np.asarray(columns), shares, likelihood, weights, agreement, temperature)
     return MixtureAverage(
         labels, _temper(average, temperature), evidence, replace(fitted, temperature=temperature)
@@ -457,7 +457,6 @@ def held_out(
     n_components: int,
     shares: Sequence[float],
     *,
-    n_columns: int | None = None,
     covariance_type: str = "tied",
     n_init: int = 16,
     seed: int = 0,
@@ -472,9 +471,6 @@ def held_out(
     n_components : int
     shares : sequence of float
         In [0, 1).
-    n_columns : int or None
-        The mixtures describe so many leading columns; the others are independent and normal. Likelihoods for different
-        numbers are therefore comparable. None: all.
     covariance_type, n_init, seed, device
         As in `fit_average`; ``n_init`` on each half of the blocks.
 
@@ -489,22 +485,16 @@ def held_out(
     device = resolve_device(device)
     n = ranks().sum(len(X))
     if n > _MOST_ROWS:
-        n_blocks = -(-n // _BLOCK)
-        chosen = np.linspace(0, n_blocks - 1, _MOST_ROWS // _BLOCK).astype(np.int64)
-        places = (chosen[:, None] * _BLOCK + np.arange(_BLOCK)).ravel()
-        halves = np.repeat(np.arange(len(chosen)) % 2, _BLOCK)[places < n]
-        X = torch.from_numpy(ranks().take(X.numpy(), places[places < n]))
+        # some rows of every block: neighbors say nearly the same, so that few whole blocks would be few observations
+        places = np.linspace(0, n - 1, _MOST_ROWS).astype(np.int64)
+        halves = places // _BLOCK % 2
+        X = torch.from_numpy(ranks().take(X.numpy(), places))
     else:
         X = torch.from_numpy(ranks().gather(X.numpy()))
         halves = np.arange(n) // _block_length(n) % 2
     total = np.zeros(len(shares))
     densities: list[list[Density]] = []
     model = models.canonical_model(covariance_type)
-    n_columns = X.shape[1] if n_columns is None else n_columns
-    others = X[:, n_columns:].double()
-    variance = (others - others.mean(0)).square().mean(0).clamp(min=1e-300)
-    of_others = float(-0.5 * (1 + (2 * torch.pi * variance).log()).sum())
-    X = X[:, :n_columns].contiguous()
     with alone(), block_threads():
         for half in (0, 1):
             fitted, rest = (X[torch.from_numpy(halves == part)] for part in (half, 1 - half))
@@ -514,7 +504,7 @@ def held_out(
         best = int(np.argmax(total))
         gram = _overlaps(X, [density[best] for density in densities], model, device)
     first, second = linear_sum_assignment(gram[0, :, 1], maximize=True)
-    return total / len(X) + of_others, float(gram[0, first, 1, second].sum() / len(X))
+    return total / len(X), float(gram[0, first, 1, second].sum() / len(X))
 
 
 def _slices(n: int) -> list[slice]:
