@@ -152,9 +152,14 @@ def test_shares_in_one_batch_are_fitted_as_each_alone(covariance_type):
     shares = [0.05, 0.3, 0.8]
     path = module._Path(torch.from_numpy(X), 3, covariance_type, 5, 0, torch.device("cpu"))
     together = path.fit(shares)
-    for share, density in zip(shares, together, strict=True):
-        for found, expected in zip(density, path.fit([share])[0], strict=True):
-            np.testing.assert_allclose(found, expected, rtol=0.01, atol=0.01)
+    for share, (weights, means, factors) in zip(shares, together, strict=True):
+        expected = path.fit([share])[0]
+        # restarts that end in the same optimum number the components differently; rounding decides between them
+        order = np.linalg.norm(means[:, None] - expected[1], axis=2).argmin(0)
+        np.testing.assert_allclose(weights[order], expected[0], atol=0.01)
+        np.testing.assert_allclose(means[order], expected[1], atol=0.01)
+        factors = factors if covariance_type in ("tied", "tied_diag") else factors[order]
+        np.testing.assert_allclose(factors, expected[2], rtol=0.01, atol=0.01)
 
 
 def test_given_shrinkage_is_the_only_one_compared():
