@@ -80,8 +80,9 @@ def score_columns(
     scores: list[dict[str, Any]] = [
         {} if truth is None else dict(metrics.agreement(truth, labels)) for labels in labelings
     ]
-    for labels, found in zip(labelings, scores, strict=True):
-        found |= metrics.continuity(labels, coordinates_of(adata), sample)
+    compact = metrics.continuity_of_each(labelings, coordinates_of(adata), sample)
+    for found, one in zip(scores, compact, strict=True):
+        found |= one
     if sample is not None and pd.unique(sample).size > 1:
         embedding = keys.ResultKeys(key_added or keys.DEFAULT_KEY).embedding
         points = representation_of(adata, embedding) if embedding in adata.obsm else None

@@ -201,7 +201,7 @@ PARTS = (
         "--json benchmarks/results/scaling_processes.json",
         "The same as one process and as several that share the run (`torchrun`, gloo, on one machine whose cores "
         "they divide). Domains of two processes agree with those of "
-        "one with an ARI of 0.988 here (one seed); a slow test asks for 0.999 with 24,000 spots in 4 sections.\n\n"
+        "one with an ARI of 1.000 here (one seed); a slow test asks for 0.999 with 24,000 spots in 4 sections.\n\n"
         "What a process sends does not depend on the number of cells. With 300 genes, 30 components and 20 "
         "domains, from the sizes of the arrays: counts of at most 20,000 spots on which genes are selected, 29 MB; "
         "covariance of the genes, 0.7 MB (2,000 genes: 32 MB); spectra of the filter, 33 kB; 20,000 spots for "

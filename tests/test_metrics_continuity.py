@@ -9,6 +9,7 @@ from sklearn.metrics import silhouette_score
 
 from amilst_lite import metrics
 from amilst_lite.errors import InputError
+from amilst_lite.metrics import _continuity
 
 
 @pytest.fixture
@@ -169,6 +170,43 @@ def test_sections_are_scored_separately(section):
         np.repeat([0, 1], [300, 100]),
     )
     assert both["pas"] == pytest.approx(0.75 * alone["pas"] + 0.25 * part["pas"])
+
+
+def test_several_labelings_get_the_scores_of_each(section, monkeypatch):
+    labels, coordinates = section
+    sections = np.arange(300) % 3
+    partly = np.where(np.arange(300) % 7, labels, -1).astype(object)
+    partly[partly == -1] = None
+    labelings = [labels, labels[::-1].copy(), partly]
+    expected = [metrics.continuity(one, coordinates, sections) for one in labelings]
+    searched = []
+    original = _continuity._neighbors
+    monkeypatch.setattr(_continuity, "_neighbors", lambda *a: searched.append(1) or original(*a))
+    assert metrics.continuity_of_each(labelings, coordinates, sections) == expected
+    assert len(searched) == 6  # once for the first two
+
+
+def test_sections_of_single_spots_have_no_scores():
+    found = metrics.continuity([0, 1, 0], np.eye(3), ["a", "b", "c"])
+    assert all(math.isnan(value) for value in found.values())
+
+
+def test_silhouettes_of_many_sections_compare_fewer_pairs_of_each(monkeypatch):
+    rng = np.random.default_rng(0)
+    points = rng.random((4800, 2))
+    labels = (2 * points[:, 0]).astype(int)
+    sizes = []
+    original = _continuity.silhouettes
+    monkeypatch.setattr(_continuity, "silhouettes", lambda *a: sizes.append(len(a[0])) or original(*a))
+    monkeypatch.setattr(_continuity, "_MOST_SPOTS", 800)
+    few = metrics.continuity(labels, points, np.arange(4800) % 4)
+    many = metrics.continuity(labels, points, np.arange(4800) % 16)
+    assert sizes == [800] * 4 + [300] * 16  # sections of 300
+    monkeypatch.setattr(_continuity, "_MOST_SPOTS", 400)
+    again = metrics.continuity(labels, points, np.arange(4800) % 16)
+    assert sizes[-16:] == [200] * 16
+    assert again["silhouette"] == pytest.approx(many["silhouette"], abs=0.02)
+    assert few["silhouette"] == pytest.approx(many["silhouette"], abs=0.02)
 
 
 def test_silhouette_of_many_spots_uses_a_seeded_sample():

@@ -7,7 +7,7 @@ memory of every score is linear in the number of spots.
 """
 
 from ._agreement import adjusted_rand_index, agreement, completeness, homogeneity, normalized_mutual_info
-from ._continuity import chaos, continuity, pas, spatial_silhouette
+from ._continuity import chaos, continuity, continuity_of_each, pas, spatial_silhouette
 from ._integration import (
     clisi,
     graph_connectivity,
@@ -27,6 +27,7 @@ __all__ = [
     "clisi",
     "completeness",
     "continuity",
+    "continuity_of_each",
     "graph_connectivity",
     "homogeneity",
     "ilisi",

@@ -5,8 +5,11 @@ CHAOS and PAS search neighbors in O(N log N), the silhouette compares all pairs 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import sparse
 
 from ..errors import InputError
 from ..runtime import check_seed
@@ -14,7 +17,12 @@ from ..spatial.neighbors import nearest_neighbors, section_codes
 from ..validation import check_number
 from ._common import codes_of, silhouettes
 
-__all__ = ["chaos", "continuity", "pas", "spatial_silhouette"]
+__all__ = ["chaos", "continuity", "continuity_of_each", "pas", "spatial_silhouette"]
+
+_MOST_SPOTS = 5000
+"""Spots of a section whose pairs the silhouette compares."""
+_WHOLE_SECTIONS = 4
+"""Sections of which as many are compared; of more sections, the number of all pairs stays the same."""
 
 
 def chaos(labels: ArrayLike, coordinates: np.ndarray) -> float:
@@ -80,11 +88,12 @@ def pas(labels: ArrayLike, coordinates: np.ndarray, n_neighbors: int = 10) -> fl
     Shang and Zhou, Nature Communications 2022 (SpatialPCA).
     """
     check_number("n_neighbors", n_neighbors, 1, integer=True)
-    return _pas(*_labeled(labels, coordinates), n_neighbors)
+    codes, points = _labeled(labels, coordinates)
+    return _pas(codes, _neighbors(points, n_neighbors))
 
 
 def spatial_silhouette(
-    labels: ArrayLike, coordinates: np.ndarray, *, max_spots: int = 5000, seed: int = 0
+    labels: ArrayLike, coordinates: np.ndarray, *, max_spots: int = _MOST_SPOTS, seed: int = 0
 ) -> float:
     """Mean silhouette of the domains, with the spatial distance between spots.
 
@@ -146,19 +155,55 @@ def continuity(
     ------
     InputError
         As for :func:`chaos`; or ``sample`` has another length or missing values.
+
+    Notes
+    -----
+    The silhouette is exact for sections of up to 5,000 spots, and 10,000 / sqrt(number of sections) if there are more
+    than four sections: it is then an average over many samples, each of which may be smaller.
+    """
+    return continuity_of_each([labels], coordinates, sample, seed=seed)[0]
+
+
+def continuity_of_each(
+    labelings: Sequence[ArrayLike], coordinates: np.ndarray, sample: ArrayLike | None = None, *, seed: int = 0
+) -> list[dict[str, float]]:
+    """:func:`continuity` of several labelings of the same spots, for which neighbors are searched once.
+
+    Parameters
+    ----------
+    labelings : sequence of array-like, each of shape (n_spots,)
+    coordinates, sample, seed
+        As for :func:`continuity`.
+
+    Returns
+    -------
+    list of dict
     """
     seed = check_seed(seed)
-    codes, points = _labeled(labels, coordinates, keep_all=True)
-    sections, names = section_codes(sample, len(codes))  # type: ignore[arg-type]
-    scores, weights = [], []
+    labeled = [_labeled(labels, coordinates, keep_all=True) for labels in labelings]
+    scores: list[list[tuple[float, float, float]]] = [[] for _ in labeled]
+    weights: list[list[int]] = [[] for _ in labeled]
+    sections, names = section_codes(sample, len(labeled[0][0]))  # type: ignore[arg-type]
+    most = int(_MOST_SPOTS * min(1.0, np.sqrt(_WHOLE_SECTIONS / len(names))))
     for section in range(len(names)):
-        inside = (sections == section) & (codes >= 0)
-        if inside.sum() >= 2:
+        spots = np.flatnonzero(sections == section)
+        found: tuple[np.ndarray, sparse.csr_matrix] | None = None
+        for (codes, points), own_scores, own_weights in zip(labeled, scores, weights, strict=True):
+            inside = spots[codes[spots] >= 0]
+            if len(inside) < 2:
+                continue
             own = codes[inside], points[inside]
-            scores.append((_chaos(*own), _pas(*own, 10), _silhouette(*own, 5000, seed)))
-            weights.append(int(inside.sum()))
+            if found is None or not np.array_equal(found[0], inside):
+                found = inside, _neighbors(own[1], 10)
+            own_scores.append((_chaos(*own), _pas(own[0], found[1]), _silhouette(*own, most, seed)))
+            own_weights.append(len(inside))
+    return [_averaged(*pair) for pair in zip(scores, weights, strict=True)]
+
+
+def _averaged(scores: list[tuple[float, float, float]], weights: list[int]) -> dict[str, float]:
+    """The mean of each score over the sections in which it is defined."""
     mean = []
-    for column in np.array(scores).T:
+    for column in np.array(scores, dtype=float).reshape(-1, 3).T:
         defined = np.isfinite(column)
         mean.append(
             float(np.average(column[defined], weights=np.array(weights)[defined]))
@@ -184,8 +229,11 @@ def _chaos(codes: np.ndarray, points: np.ndarray) -> float:
     return float(total / len(codes))
 
 
-def _pas(codes: np.ndarray, points: np.ndarray, n_neighbors: int) -> float:
-    neighbors, _ = nearest_neighbors(points, min(n_neighbors, len(codes) - 1))
+def _neighbors(points: np.ndarray, n_neighbors: int) -> sparse.csr_matrix:
+    return nearest_neighbors(points, min(n_neighbors, len(points) - 1))[0]
+
+
+def _pas(codes: np.ndarray, neighbors: sparse.csr_matrix) -> float:
     degree = np.diff(neighbors.indptr)
     spots = np.repeat(np.arange(len(codes)), degree)
     different = codes[neighbors.indices] != codes[spots]
