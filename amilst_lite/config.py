@@ -243,7 +243,7 @@ class TrainConfig(_Checked):
     n_networks: int = _option(
         1, "networks trained from different initializations, averaged in the consensus", "integer", 1
     )
-    batch_size: int = _option(40_000, "spots in one step; a larger section is trained in tiles", "integer", 4)
+    batch_size: int = _option(10_000, "spots in one step; a larger section is trained in tiles", "integer", 4)
     learning_rate: float = _option(0.01, "learning rate of the network", "number", 0)
     corruption: float = _option(0.3, "share of the input entries that are masked, < 1", "number", 0, 0.99)
     link_weight: float = _option(0.1, "weight of the link loss and the KL divergence", "number", 0)
@@ -364,7 +364,9 @@ PRESETS: dict[str, Config] = {
         filter=FilterConfig(noise_band=None, depth_floor=0.0),
         integration=IntegrationConfig(batch_correction="none"),
         network=NetworkConfig(dropout=0.2, decoder="block"),
-        train=TrainConfig(recipe="published", epochs=200, corruption=0.0, mutual_information_weight=0.01),
+        train=TrainConfig(
+            recipe="published", epochs=200, corruption=0.0, mutual_information_weight=0.01, batch_size=40_000
+        ),
         cluster=ClusterConfig(method="leiden", shrinkage=0.0, cluster_on="latent"),
     ),
 }

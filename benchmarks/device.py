@@ -8,7 +8,7 @@ in it: their slope follows from the two sizes. The estimate for N spots is
 
     launches × 7 µs + waits × 20 µs + bytes / (0.7 × 3.35 TB/s)
 
-where training sees at most 40,000 spots in a step, and restarts of the mixture are compared on 20,000 spots. What
+where training sees at most 10,000 spots in a step, and restarts of the mixture are compared on 20,000 spots. What
 the CPU does meanwhile (sorting the edges, cutting tiles, reading and writing) is not part of it: see scaling.py. No
 GPU has confirmed the estimate.
 """
@@ -25,7 +25,7 @@ from common import Json, Record, make_parser, markdown, use_threads
 
 LAUNCH, WAIT, BANDWIDTH = 7e-6, 20e-6, 0.7 * 3.35e12
 STAGES = ("graph", "filter", "train", "embed", "cluster", "refine")
-MOST_SPOTS = {"train": 40_000, "cluster": 20_000}
+MOST_SPOTS = {"train": 10_000, "cluster": 20_000}
 ESTIMATED = (10**6, 10**7)
 COLUMNS = 30
 

@@ -105,7 +105,7 @@ def test_record_has_the_effective_settings(section, done):
     automatic = section.copy()
     amilst.identify_domains(automatic, K, epochs=1, n_init=2)
     train = automatic.uns["amilst"]["config"]["train"]
-    assert train["n_networks"] == 1 and train["batch_size"] == 40_000
+    assert train["n_networks"] == 1 and train["batch_size"] == 10_000
     assert automatic.obsm["X_amilst_latent"].shape == (300, 28)
 
 
