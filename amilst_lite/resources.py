@@ -149,11 +149,16 @@ def estimate(
     search_seconds = (
         (1.0 + 5e-4 * min(n_spots, _SEARCH_SPOTS)) * (1 + domains / 10) / 2 * config.cluster.n_init / 32
     )
+    if n_spots > _SEARCH_SPOTS:  # fewer numbers of columns for many domains, and one share each
+        search_seconds *= 0.6
     filtered = config.filter.noise_band is not None
     movable = (
         5e-8 * chosen
-        # parts of the graph that fit into the cache take half of the time
-        + (1.1e-5 if n_spots / n_sections < 100_000 else 2.2e-5) * n_spots * width * filtered
+        # parts of the graph that fit into the cache, and fewer probes for many spots, take half of the time
+        + (2.2e-5 if n_spots / n_sections > 100_000 and n_spots < 500_000 else 1.1e-5)
+        * n_spots
+        * width
+        * filtered
         + 4.5e-6 * n_steps * step_rows
         + 5e-6 * n_spots * n_networks
         + search_seconds * (1 if n_domains is not None else 3)
@@ -164,7 +169,7 @@ def estimate(
     fixed = 4.0 + decided + (1.2e-7 if on_disk else 7e-8) * n_entries
     fixed += 2.6e-5 * n_spots + 2.4e-5 * min(n_spots, 500_000)  # figures draw at most so many
     if n_sections > 1:  # section effects, and the scores of the integration
-        fixed += 15.0 + 0.4 * n_sections * min(n_spots / n_sections / 5000, 1.0) ** 2
+        fixed += 15.0 + 0.4 * min(n_sections, 4) * min(n_spots / n_sections / 5000, 1.0) ** 2
     return Estimate(
         ram_bytes=int(_BASE + counts + (results if on_gpu else work)),
         vram_bytes=int(vram) if on_gpu else None,
