@@ -160,7 +160,12 @@ PARTS = (
     ),
     Part(
         "Reading files",
-        ("reading_cpu.json", "reading_cpu_1000000.json"),
+        (
+            "reading_cpu.json",
+            "reading_cpu_1000000.json",
+            "reading_cpu_1000000_compressed.json",
+            "reading_cpu_1000000_gef.json",
+        ),
         "python benchmarks/reading.py --json benchmarks/results/reading_cpu.json",
         "The same simulated counts in every large format, read in a process of its own. Memory is the increase of "
         "the peak; the least is that of the result and one chunk of text.",
