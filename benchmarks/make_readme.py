@@ -340,12 +340,16 @@ def summary() -> str:
             )
         if dlpfc:
             lines.append(f"DLPFC sections: ARI {min(dlpfc):.2f} to {max(dlpfc):.2f}.")
-    if sizes is not None:
-        largest = max(sizes["results"], key=lambda one: one["cells"])
+    for found in (sizes, load("scaling_sections.json")):
+        if found is None:
+            continue
+        largest = max(found["results"], key=lambda one: one["cells"])
+        n_sections = largest.get("sections", 1)
+        cells = f"{largest['cells']:,} simulated cells and {largest['genes']} genes"
+        where = "one section" if n_sections == 1 else f"{n_sections} sections"
         lines.append(
-            f"A simulated section of {largest['cells']:,} cells and {largest['genes']} genes took "
-            f"{largest['total_seconds']:.0f} s and {largest['ram_bytes'] / 2**30:.1f} GiB on "
-            f"{sizes['machine']['cores']} CPU cores ({sizes['date']})."
+            f"{cells} in {where} took {largest['total_seconds']:.0f} s and {largest['ram_bytes'] / 2**30:.1f} GiB on "
+            f"{found['machine']['cores']} CPU cores ({found['date']}; ARI {largest['ari']:.2f})."
         )
     return "\n".join([BEGIN, *lines, END])
 
