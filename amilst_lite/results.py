@@ -269,9 +269,8 @@ def gathered(
     part = adata
     if step > 1:
         own = group.own(np.arange(0, n_spots, step), adata.n_obs)
-        without_graph = ad.AnnData(
-            adata.X, adata.obs, adata.var, obsm=dict(adata.obsm), layers=dict(adata.layers)
-        )
+        layers = {name: adata.layers[name] for name in adata.layers if name is not None}
+        without_graph = ad.AnnData(adata.X, adata.obs, adata.var, obsm=dict(adata.obsm), layers=layers)
         part = without_graph[own].copy()
         _write_sections(adata, folder / _SECTIONS, record.get("sample_key"))
         _write_table(adata, names, folder / f".domains.{group.rank}")

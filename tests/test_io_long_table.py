@@ -86,6 +86,12 @@ def test_encodings_and_line_ends(tmp_path, encoding):
     assert_is_counts(io.read(path))
 
 
+def test_names_that_are_numbers_stay_as_they_are(tmp_path):
+    frame = LINES.assign(spot=[f"00{code}" for code in pd.factorize(LINES["spot"])[0]])
+    found = io.read(write(tmp_path / "a.tsv", frame))
+    assert set(found.obs_names) == set(frame["spot"])
+
+
 def test_coordinates_from_a_table(tmp_path):
     path = write(tmp_path / "long.csv", LINES[["spot", "gene", "count"]], ",")
     with pytest.raises(InputError, match="neither columns x and y nor a table of them.*--coordinates TABLE"):

@@ -213,7 +213,8 @@ def is_anndata_zarr(path: Path) -> bool:
 
 def _places(adata: AnnData) -> list[str]:
     """Values of ``layer`` that are possible."""
-    return [*adata.layers, *([RAW] if adata.raw is not None and RAW not in adata.layers else [])]
+    layers = [name for name in adata.layers if name is not None]  # None is X in anndata 0.13
+    return [*layers, *([RAW] if adata.raw is not None and RAW not in layers else [])]
 
 
 def _with_layer(adata: AnnData, path: Path, layer: str) -> AnnData:
@@ -278,7 +279,7 @@ def _check_matrices(adata: AnnData, path: Path) -> None:
     matrices = {
         "X": None if adata.isbacked else adata.X,
         "raw": None if adata.raw is None or adata.isbacked else adata.raw.X,
-        **{f"layers[{name!r}]": adata.layers[name] for name in adata.layers},
+        **{f"layers[{name!r}]": adata.layers[name] for name in adata.layers if name is not None},
     }
     for name, matrix in matrices.items():
         if matrix is None:

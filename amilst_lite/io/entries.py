@@ -172,6 +172,10 @@ class EntryMatrix:
         return positions, new
 
 
+_CATEGORIES_ARE_TEXT = int(pd.__version__.split(".")[0]) < 3
+"""Later versions of pandas turn categories that are all numbers into numbers, and 007 into 7."""
+
+
 class Names:
     """Codes 0, 1, ... for names, in the order in which they first appear."""
 
@@ -242,7 +246,10 @@ def read_lines(
                 sep=r"\s+" if separator == " " else separator,
                 header=None,
                 usecols=list(columns),
-                dtype={position: dtype for position, (_, dtype) in columns.items()},
+                dtype={
+                    position: str if dtype == "category" and not _CATEGORIES_ARE_TEXT else dtype
+                    for position, (_, dtype) in columns.items()
+                },
                 # genes may be called NA, and an empty integer is an error
                 keep_default_na=False,
                 na_filter=bool(fractional),
@@ -253,8 +260,10 @@ def read_lines(
         except pd.errors.EmptyDataError:
             return
         line = skip + 1
+        names = {at: name for at, (name, _) in columns.items()}
+        categories = {name: "category" for name, dtype in columns.values() if dtype == "category"}
         for frame in chunks:
-            yield Lines(line, frame.rename(columns={at: name for at, (name, _) in columns.items()}))
+            yield Lines(line, frame.rename(columns=names).astype(categories))
             line += len(frame)
             if progress is not None:
                 progress(raw.tell(), size)
