@@ -17,6 +17,7 @@ from amilst_lite.nn.model import (
 )
 from amilst_lite.spatial.graph import SpatialGraph
 from amilst_lite.train import TRAINERS, PublishedTrainer, Trainer, embed
+from amilst_lite.train.adam import Adam
 from amilst_lite.train.loop import Recorder
 
 N, C = 150, 10
@@ -221,14 +222,14 @@ def test_recipes_build_what_they_name(section):
     assert type(default) is Trainer
     assert type(default.discriminator) is BilinearDiscriminator and type(default.generator) is Generator
     assert set(default.optimizers) == {"network", "discriminator", "generator"}
-    assert default.optimizers["network"].param_groups[0]["weight_decay"] == 1e-4
+    assert default.optimizers["network"].weight_decay == 1e-4
 
     other = TRAINERS["published"](features, graph, config=published())
     assert type(other) is PublishedTrainer
     assert type(other.discriminator) is PairDiscriminator and type(other.prior) is PriorDiscriminator
     assert set(other.optimizers) == {"network", "discriminator", "prior", "generator"}
-    assert other.optimizers["network"].param_groups[0]["weight_decay"] == 0.01
-    trained = other.optimizers["network"].param_groups[0]["params"]
+    assert other.optimizers["network"].weight_decay == 0.01
+    trained = other.optimizers["network"].parameters
     assert any(parameter is other.centers for parameter in trained)
 
 
@@ -268,3 +269,25 @@ def test_losses_are_in_the_order_of_their_terms():
         recorder.add({name: torch.tensor(1.0) for name in names})
     assert list(recorder.history) == ["epoch", *"hgfedcba"]
     assert recorder.history["e"] == pytest.approx([math.nan, 1.0], nan_ok=True)
+
+
+def test_adam_takes_the_steps_of_torch():
+    def trained(make):
+        generator = torch.Generator().manual_seed(0)
+        weight, bias = (torch.randn(shape, generator=generator).requires_grad_() for shape in ((5, 3), (3,)))
+        unused = torch.ones(2, requires_grad=True)
+        optimizer = make([weight, bias, unused])
+        x = torch.randn(20, 5, generator=generator)
+        for step in range(6):
+            optimizer.zero_grad()
+            loss = (x @ weight).tanh().square().sum()
+            if step > 1:  # the others have moved before
+                loss = loss + (x @ weight + bias).sin().sum()
+            loss.backward()
+            optimizer.step()
+        return weight, bias, unused
+
+    expected = trained(lambda parameters: torch.optim.Adam(parameters, 0.01, weight_decay=0.1, fused=True))
+    found = trained(lambda parameters: Adam(parameters, 0.01, 0.1))
+    assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+    assert not torch.equal(found[1], found[1].detach() * 0) and torch.equal(found[2], torch.ones(2))

@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +23,7 @@ from ..nn.sparse import SymmetricAdjacency
 from ..progress import advance, begin
 from ..runtime import make_generator, spawn_seeds, threads_for
 from ..spatial.graph import SpatialGraph
+from .adam import Adam
 from .batches import Batch, largest_core, make_batches
 
 __all__ = ["Callback", "Trainer", "TrainingResult", "embed"]
@@ -132,12 +131,8 @@ class Trainer:
             )
         self._tiles = make_generator(tile_seed)
         self._sweep: list[int] = []
-        # one operation for all parameters; torch does the same by itself on a GPU
-        self._adam: Any = partial(torch.optim.Adam, fused=True if self.device.type == "cpu" else None)
         self.optimizers = {
-            "network": self._adam(
-                self.network.parameters(), self.config.learning_rate, weight_decay=self.weight_decay
-            )
+            "network": Adam(self.network.parameters(), self.config.learning_rate, self.weight_decay)
         }
         self._make_adversaries(weights)
 
@@ -151,7 +146,7 @@ class Trainer:
     def _adversary(self, name: str, module: nn.Module) -> nn.Module:
         """The module on the device, with an optimizer of its own."""
         module = module.to(self.device)
-        self.optimizers[name] = self._adam(module.parameters(), _ADVERSARY_RATE)
+        self.optimizers[name] = Adam(module.parameters(), _ADVERSARY_RATE)
         return module
 
     # --- losses -----------------------------------------------------------------------------
@@ -214,15 +209,14 @@ class Trainer:
         With several ranks, each has a tile of its own, and the gradients are their mean.
         """
         optimizer = self.optimizers[name]
-        optimizer.zero_grad(set_to_none=True)
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        optimizer.zero_grad()
+        parameters = optimizer.parameters
         loss.sum().backward(inputs=parameters)
         group = ranks()
         if group.size > 1:
-            for parameter, total in zip(
-                parameters, group.total(*(each.grad for each in parameters)), strict=True
-            ):
-                parameter.grad.copy_(total / group.size)
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            for gradient, total in zip(gradients, group.total(*gradients), strict=True):
+                gradient.copy_(total / group.size)
         optimizer.step()
 
     def _epoch(self) -> dict[str, Tensor]:

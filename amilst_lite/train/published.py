@@ -50,7 +50,7 @@ class PublishedTrainer(Trainer):
         self.centers = nn.Parameter(
             torch.zeros(*lead(self.members), _N_CENTERS, n_f + n_g, device=self.device)
         )
-        self.optimizers["network"].param_groups[0]["params"].append(self.centers)
+        self.optimizers["network"].parameters.append(self.centers)
         self.target = torch.empty(0)
 
     def _links(self, latent: Tensor, batch: Batch) -> Tensor:
