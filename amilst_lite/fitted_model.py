@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .cluster.shrinkage import FittedAverage
+from .cluster.averaging import FittedAverage
 from .config import PRESETS, Config
 from .errors import InputError
 from .integration import METHODS, SectionEffect, SectionReference

@@ -29,9 +29,9 @@ import numpy as np
 import torch
 from scipy.special import logsumexp
 
+from .cluster.averaging import PrincipalAxes
 from .cluster.blocks import block_threads
 from .cluster.shifted import Components, Spots, effects, em, log_composition, maximize, summed
-from .cluster.shrinkage import PrincipalAxes
 from .cluster.starts import short_kmeans
 from .distributed import alone, ranks
 from .errors import InputError

@@ -19,7 +19,7 @@ from sklearn.metrics import adjusted_rand_score
 
 import amilst_lite
 from amilst_lite import AMILST, PCA, GaussianMixture, InputError, KMeans, SpatialGraph, resources
-from amilst_lite.cluster import shrinkage
+from amilst_lite.cluster import restarts
 from amilst_lite.cluster.domains import find_domains
 from amilst_lite.cluster.kmeans import lloyd
 from amilst_lite.cluster.selection import select_n_domains
@@ -539,12 +539,12 @@ def test_moves_of_many_components_equal_the_cpu(monkeypatch):
     start = np.where(truth == 1, 0, truth)  # two groups are together
     start[(truth == 2) & (np.arange(480) % 2 == 0)] = 1
     labels = torch.from_numpy(start).int()[None]
-    monkeypatch.setattr(shrinkage, "short_kmeans", lambda *arguments: labels.to(arguments[3]))
-    monkeypatch.setattr(shrinkage, "_MOVE_ROUNDS", ((3, 2), (5, 1)))
+    monkeypatch.setattr(restarts, "short_kmeans", lambda *arguments: labels.to(arguments[3]))
+    monkeypatch.setattr(restarts, "_MOVE_ROUNDS", ((3, 2), (5, 1)))
     found = {}
     for device in ("cpu", "cuda"):
         with simulated_cuda():
-            path = shrinkage._Path(X, 12, "tied", 1, 0, torch.device(device))
+            path = restarts.Restarts(X, 12, "tied", 1, 0, torch.device(device))
             found[device] = path.search([0.1])[0]
     for on_cuda, on_cpu in zip(found["cuda"], found["cpu"], strict=True):
         np.testing.assert_allclose(on_cuda, on_cpu, atol=1e-4)

@@ -12,9 +12,10 @@ from ..checkpoint import Checkpoint
 from ..config import ClusterConfig
 from ..distributed import ranks
 from ..errors import InputError, TrainingDivergedError, warn
+from .averaging import FittedAverage, PrincipalAxes
 from .kmeans import KMeans
 from .leiden import leiden, neighbor_graph, neighbor_vote
-from .shrinkage import Evidence, FittedAverage, PrincipalAxes, fit_average
+from .shrinkage import Evidence, fit_average
 
 __all__ = ["Domains", "find_domains"]
 

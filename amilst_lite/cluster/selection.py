@@ -21,7 +21,8 @@ from ..config import ClusterConfig
 from ..distributed import ranks
 from ..errors import InputError
 from ..runtime import spawn_seeds
-from .shrinkage import SHARES, PrincipalAxes, held_out
+from .averaging import PrincipalAxes
+from .shrinkage import SHARES, held_out
 
 __all__ = ["Selection", "select_n_domains"]
 
