@@ -187,8 +187,8 @@ class _Propagate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
-        # Through apply, not _multiply: a second derivative is then the same product once more.
-        return _Propagate.apply(gradient, ctx.adjacency), None
+        # With create_graph, a second derivative is then the same product once more.
+        return propagate(ctx.adjacency, gradient), None
 
 
 def propagate(adjacency: SymmetricAdjacency | Tensor, features: Tensor) -> Tensor:
