@@ -60,18 +60,15 @@ def rows_at_once(path: Path, metadata: Any) -> int:
     ----------
     path
     metadata
-        Of its ``ParquetFile``. A value is not longer than its column in one group of rows.
+        Of its ``ParquetFile``. A value is not longer than all columns of a group of rows, nor than a page that is not
+        compressed. The columns are not asked for their own sizes: of a damaged file, that ends the interpreter.
     """
     size = path.stat().st_size
     if size > _SMALL:
         return _ROWS
-    columns = (
-        metadata.row_group(i).column(j)
-        for i in range(metadata.num_row_groups)
-        for j in range(metadata.num_columns)
-    )
-    longest = max((column.total_uncompressed_size for column in columns), default=1)
-    return max(1, min(_ROWS, most_memory(size) // 16 // max(longest, 1)))
+    groups = (metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    longest = max(size, *groups, 1)
+    return max(1, min(_ROWS, most_memory(size) // 16 // longest))
 
 
 def read_parquet(path: Path, expected: str) -> pd.DataFrame:

@@ -460,12 +460,13 @@ def _other_array(data: Any, rng: random.Random) -> Any:
     """Another shape or another dtype."""
     data = np.asarray(data)
     if rng.random() < 0.5:
+        rows = np.atleast_1d(data)  # of a scalar, too
         shapes = [
-            lambda: data[:0], lambda: data[:1], lambda: data[:-1], lambda: np.concatenate([data, data]),
+            lambda: rows[:0], lambda: rows[:1], lambda: rows[:-1], lambda: np.concatenate([rows, rows]),
             lambda: data[..., None],
             lambda: data.ravel()[0], lambda: data[None], lambda: np.broadcast_to(data, (2, *data.shape)),
             lambda: data.ravel(),
-            lambda: np.repeat(data, 300, axis=0), lambda: h5py.Empty("f4"), lambda: data.T,
+            lambda: np.repeat(rows, 300, axis=0), lambda: h5py.Empty("f4"), lambda: data.T,
         ]  # fmt: skip
         return rng.choice(shapes)()
     n = data.shape
