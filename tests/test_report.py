@@ -484,6 +484,11 @@ def test_tables_count_what_pandas_counts(joint, document):
         )
 
 
+def test_markup_is_not_shown_as_text(document):
+    assert not [one for one in document.all("th", "td", "li", "p") if "</" in one["text"]]
+    assert [one for one in document.all("svg") if "tbody" in one["inside"]]
+
+
 def test_scores_curves_settings_and_command_are_there(joint, document):
     record = joint.uns["amilst"]
     scores = {row[0]: row[1] for row in document.rows("Scores of the domains")}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import html
 import json
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-__all__ = ["Markup", "element", "embedded_json", "number", "table"]
+__all__ = ["Markup", "element", "embedded_json", "frame_of", "number", "table"]
 
 _LONG = 25  # rows; of longer tables a part is visible at a time
 _VOID = {"br", "col", "input", "link", "meta"}
@@ -86,6 +87,23 @@ def number(value: Any, digits: int = 3) -> str:
         rounded = f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
         return rounded.replace("-", "−") if "e" not in rounded else rounded
     return str(value)
+
+
+def frame_of(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """A table of rows with the same cells, some of which are `Markup`: pandas 3 takes it for text when it infers types.
+
+    Parameters
+    ----------
+    rows : sequence of mappings
+        Name of the column → cell.
+    """
+    columns = {name: [row[name] for row in rows] for name in next(iter(rows), {})}
+    return pd.DataFrame(
+        {
+            name: pd.Series(cells, dtype=object if any(isinstance(cell, Markup) for cell in cells) else None)
+            for name, cells in columns.items()
+        }
+    )
 
 
 def table(

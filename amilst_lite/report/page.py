@@ -26,7 +26,7 @@ from ..slots import coordinates_of, counts_of, record_of
 from ..summary import score
 from .charts import Curve, bar, chart, stacked_bar, swatch
 from .expression import Expression, expression_of
-from .markup import Markup, element, embedded_json, number, table
+from .markup import Markup, element, embedded_json, frame_of, number, table
 from .spots import Arrays, arrange, thinned
 from .tissue import images_of, spot_diameter_of, units_of
 
@@ -496,7 +496,7 @@ def _domains(run: _Run, expression: Expression | None, reason: str) -> Markup:
         )
     elif expression is not None:
         note = "Leading genes: the first of each domain in the table of markers."
-    sized = table(pd.DataFrame(rows), "Domains: size, confidence and leading genes", hidden_caption=True)
+    sized = table(frame_of(rows), "Domains: size, confidence and leading genes", hidden_caption=True)
     return element("", sized, element("p", note, class_="quiet") if note else None)
 
 
@@ -524,7 +524,7 @@ def _composition(run: _Run) -> Markup | None:
     frame.insert(0, "section", list(run.sections.names))
     return element(
         "",
-        table(pd.DataFrame(bars), "Share of each domain in each section", most_rows=_ROWS),
+        table(frame_of(bars), "Share of each domain in each section", most_rows=_ROWS),
         key,
         _details("Numbers of spots", table(frame, "Spots of each section and domain", most_rows=_ROWS)),
     )
@@ -628,11 +628,13 @@ def _confusion(run: _Run, truth: Labels) -> Markup:
     counts = np.zeros((len(truth.names), len(run.domains.names)), dtype=np.int64)
     both = (truth.codes >= 0) & (run.domains.codes >= 0)
     np.add.at(counts, (truth.codes[both], run.domains.codes[both]), 1)
-    frame = pd.DataFrame(
-        counts, columns=[element("", swatch(color), name) for name, color in run.colors["domain"].items()]
+    domains, regions = (
+        [element("", swatch(color), name) for name, color in run.colors[which].items()]
+        for which in ("domain", "annotation")
     )
-    regions = [element("", swatch(color), name) for name, color in run.colors["annotation"].items()]
-    frame.insert(0, "region", regions)
+    # markup remains markup in columns of objects only
+    frame = pd.DataFrame(counts, columns=pd.Index(domains, dtype=object))
+    frame.insert(0, "region", pd.Series(regions, dtype=object))
     caption = (
         "Spots of each annotated region (rows) in each domain (columns); darker: a larger share of the region"
     )
