@@ -173,9 +173,9 @@ class Labels:
     @classmethod
     def of(cls, values: ArrayLike) -> Labels:
         """Labels of spots; None, NaN and empty strings are missing, and the order is that of the legend."""
-        column = values if isinstance(values, pd.Series) else pd.Series(values)
+        column = _column(values)
         if not isinstance(column.dtype, pd.CategoricalDtype):
-            column = column.astype(pd.CategoricalDtype(sorted(column.dropna().unique(), key=_natural)))
+            column = _categorical(column, sorted(column.dropna().unique(), key=_natural))
         names = _names(column.cat.categories)
         kept = [i for i, name in enumerate(names) if name.strip()]
         renumber = np.full(len(names) + 1, -1)
@@ -242,11 +242,11 @@ def sections_of(values: ArrayLike) -> Labels:
     InputError
         A spot has no section.
     """
-    column = values if isinstance(values, pd.Series) else pd.Series(values)
+    column = _column(values)
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = column.cat.remove_unused_categories()
     else:
-        column = column.astype(pd.CategoricalDtype(column.dropna().unique()))
+        column = _categorical(column, column.dropna().unique())
     sections = Labels.of(column)
     missing = int((sections.codes < 0).sum())
     if missing:
@@ -255,6 +255,19 @@ def sections_of(values: ArrayLike) -> Labels:
             "section or drop them."
         )
     return sections
+
+
+def _column(values: ArrayLike) -> pd.Series:
+    return values if isinstance(values, pd.Series) else pd.Series(values, dtype=_dtype(values))
+
+
+def _categorical(column: pd.Series, levels: ArrayLike) -> pd.Series:
+    return pd.Series(pd.Categorical(column, pd.Index(levels, dtype=_dtype(levels))))
+
+
+def _dtype(values: ArrayLike) -> type | None:
+    """That of text is object: the strings of pandas 3 refuse lone surrogates. None: what pandas infers."""
+    return object if pd.api.types.infer_dtype(values) == "string" else None
 
 
 def _names(categories: pd.Index) -> list[str]:
@@ -293,7 +306,7 @@ def domain_colors(categories: ArrayLike) -> list[str]:
     list of str
         One ``#RRGGBB`` for each category.
     """
-    index = pd.Index(categories)
+    index = pd.Index(categories, dtype=_dtype(categories))
     colors = Labels.of(pd.Series(pd.Categorical.from_codes(np.arange(len(index)), index))).colors()
     return [colors.get(name, MISSING) for name in _names(index)]
 
