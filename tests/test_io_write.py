@@ -491,11 +491,28 @@ def items(path):
     return found
 
 
-def test_h5ad_is_that_of_anndata(tmp_path):
-    io.write_h5ad(example(), tmp_path / "ours.h5ad")
-    example().write_h5ad(tmp_path / "theirs.h5ad")
+@pytest.mark.parametrize("raw", [True, False])
+def test_h5ad_is_that_of_anndata(tmp_path, raw):
+    adata = example()
+    if not raw:
+        del adata.raw  # anndata 0.12 and later can write that there is none, and anndata 0.11 cannot read it
+    io.write_h5ad(adata, tmp_path / "ours.h5ad")
+    adata.write_h5ad(tmp_path / "theirs.h5ad")
     assert items(tmp_path / "ours.h5ad") == items(tmp_path / "theirs.h5ad")
     assert ad.read_h5ad(tmp_path / "ours.h5ad").obs["a"].dtype == "category"
+
+
+def test_h5ad_with_the_strings_of_pandas(tmp_path):
+    """As in files of later versions; ``AnnData.write_h5ad`` of anndata 0.11 and 0.12 refuses them."""
+    text = [f"t{i}" for i in range(300)]
+    adata = example()
+    adata.obs["unique"] = pd.array(text, dtype="string")
+    adata.var["id"] = pd.array(text[:50], dtype="string")
+    adata.uns["table"] = pd.DataFrame({"text": pd.array([None, *text], dtype="string")})
+    io.write_h5ad(adata, tmp_path / "a.h5ad")
+    found = ad.read_h5ad(tmp_path / "a.h5ad")
+    assert found.obs["unique"].tolist() == text and found.var["id"].tolist() == text[:50]
+    assert found.uns["table"]["text"].dropna().tolist() == text and len(found.uns["table"]) == 301
 
 
 def test_every_write_of_an_h5ad_may_fail(tmp_path, monkeypatch):

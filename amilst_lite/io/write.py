@@ -22,6 +22,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,8 @@ _DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EIO, getattr(errno
 _SCRATCH = "amilst-scratch-"
 _MOST_KEPT = 2**26
 """Bytes of a file on a full disk that are kept in memory so that HDF5 can close it."""
+
+_ONE_AT_A_TIME = threading.Lock()
 
 _unfinished: list[tuple[Callable[[Path], Any], Path]] = []
 """What is to be done, last first, to undo the writes in progress; see `discard_unfinished`."""
@@ -209,14 +212,28 @@ def write_h5ad(adata: AnnData, path: PathLike) -> None:
     with Path(path).open("w+b", buffering=0) as handle:
         storage = _Storage(handle.fileno())
         try:
-            with _signals_deferred(storage.stop), h5py.File(storage, "w") as file:
+            with _signals_deferred(storage.stop), _strings_accepted(), h5py.File(storage, "w") as file:
                 write_elem(file, "/", adata)
+                if adata.raw is None and "raw" in file:
+                    del file["raw"]  # that there is none, in a form that anndata 0.11 cannot read
         except Exception as error:
             if storage.error is not None:
                 raise storage.error from error
             raise
         if storage.error is not None:
             raise storage.error
+
+
+@contextmanager
+def _strings_accepted() -> Iterator[None]:
+    """Within: anndata before 0.13 writes strings of pandas, which it returns from later files but otherwise refuses."""
+    import anndata
+
+    if tuple(map(int, version("anndata").split(".")[:2])) >= (0, 13):
+        yield
+        return
+    with _ONE_AT_A_TIME, anndata.settings.override(allow_write_nullable_strings=True):  # of the process
+        yield
 
 
 @contextmanager
