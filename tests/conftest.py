@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import signal
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +30,23 @@ def shared_dir() -> Path:
     if not directory.is_dir():
         pytest.skip(f"no shared folder at {directory}; set AMILST_SHARED to the folder that holds golden/")
     return directory
+
+
+@pytest.fixture
+def without_package(monkeypatch) -> Callable[[str], None]:
+    """A function after which amilst_lite cannot import a package; pandas and anndata, which may need it, can."""
+    original = builtins.__import__
+
+    def remove(missing: str) -> None:
+        def imported(name: str, importer: Any = None, *rest: Any) -> Any:
+            package = (importer or {}).get("__name__", "").split(".")[0]
+            if name.split(".")[0] == missing and package == "amilst_lite":
+                raise ImportError(name)
+            return original(name, importer, *rest)
+
+        monkeypatch.setattr(builtins, "__import__", imported)
+
+    return remove
 
 
 @pytest.fixture

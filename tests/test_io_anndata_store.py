@@ -1,6 +1,5 @@
 """AnnData in h5ad, h5ad.gz and zarr, with counts in X, in a layer or in raw."""
 
-import builtins
 import gzip
 import shutil
 import warnings
@@ -240,16 +239,9 @@ def test_broken_zarr(tmp_path, form):
         io.read(path, platform="anndata_zarr")
 
 
-def test_without_zarr(tmp_path, monkeypatch):
+def test_without_zarr(tmp_path, without_package):
     path = write(make(), tmp_path / "a.zarr", 2)
-    original = builtins.__import__
-
-    def without(name, *rest, **keywords):
-        if name == "zarr":
-            raise ImportError(name)
-        return original(name, *rest, **keywords)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    without_package("zarr")
     with pytest.raises(MissingExtraError, match=r"a\.zarr needs the package 'zarr'"):
         io.read(path)
 

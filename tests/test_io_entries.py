@@ -156,6 +156,7 @@ def test_counts_and_coordinates_out_of_range(tmp_path):
 # --- Matrix Market ----------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:The default value for `spmatrix`")  # of scipy's own reader
 @pytest.mark.parametrize("gzipped", [False, True])
 @pytest.mark.parametrize("field", ["integer", "real"])
 def test_matrix_market_as_scipy_reads_it(tmp_path, monkeypatch, gzipped, field):

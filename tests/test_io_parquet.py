@@ -1,7 +1,5 @@
 """Parquet tables of spots, and those that stand for more than a file of their size can hold."""
 
-import sys
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -40,7 +38,7 @@ def test_names_in_the_index_of_pandas_are_the_names_of_the_spots(tmp_path, name)
     assert table.columns_at(rows)["layer"].tolist() == ["b", "a"] * 6
 
 
-def test_tables_that_are_refused(tmp_path, monkeypatch):
+def test_tables_that_are_refused(tmp_path, without_package):
     path = write(tmp_path / "a.parquet", FRAME.iloc[:0])
     with pytest.raises(InputError, match="has no rows; expected a header and one row per spot"):
         SpotTable.read(path)
@@ -52,7 +50,7 @@ def test_tables_that_are_refused(tmp_path, monkeypatch):
     truncate(write(path, FRAME))
     with pytest.raises(InputError, match=r"a\.parquet cannot be read as a parquet table"):
         SpotTable.read(path)
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    without_package("pyarrow")
     with pytest.raises(MissingExtraError, match=r"a\.parquet needs the package 'pyarrow'"):
         SpotTable.read(path)
 

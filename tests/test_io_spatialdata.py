@@ -1,6 +1,5 @@
 """SpatialData stores, written as spatialdata lays them out by anndata and zarr alone; closed forms as the oracle."""
 
-import builtins
 import json
 import shutil
 import struct
@@ -380,17 +379,10 @@ def test_broken_shapes(tmp_path):
         io.read(store)
 
 
-def test_without_pyarrow(tmp_path, monkeypatch):
+def test_without_pyarrow(tmp_path, without_package):
     store = write_store(tmp_path / "s.zarr", 3, cells=make_table())
     write_shapes(store, "circles", [point(*xy) for xy in PIXELS], INSTANCES)
-    original = builtins.__import__
-
-    def without(name, *rest, **keywords):
-        if name.split(".")[0] == "pyarrow":
-            raise ImportError(name)
-        return original(name, *rest, **keywords)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    without_package("pyarrow")
     with pytest.raises(MissingExtraError, match=r"shapes\.parquet needs .*'pyarrow'.*\[parquet\]"):
         io.read(store)
 

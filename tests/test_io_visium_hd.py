@@ -1,6 +1,5 @@
 """Visium HD folders written by the tests, as Space Ranger 3 lays them out."""
 
-import builtins
 import json
 import os
 import shutil
@@ -324,15 +323,8 @@ def test_missing_and_broken_parts(tmp_path):
         io.read(folder / "spatial", platform="visium_hd")
 
 
-def test_without_pyarrow(tmp_path, monkeypatch):
+def test_without_pyarrow(tmp_path, without_package):
     write_bins(tmp_path, 4)
-    original = builtins.__import__
-
-    def without(name, *rest, **keywords):
-        if name.split(".")[0] == "pyarrow":
-            raise ImportError(name)
-        return original(name, *rest, **keywords)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    without_package("pyarrow")
     with pytest.raises(MissingExtraError, match=r"tissue_positions\.parquet needs .*'pyarrow'.*\[parquet\]"):
         io.read(tmp_path)

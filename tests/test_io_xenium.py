@@ -3,7 +3,6 @@
 import gzip
 import logging
 import shutil
-import sys
 
 import numpy as np
 import pandas as pd
@@ -133,12 +132,11 @@ def test_cells_in_parquet(tmp_path, cell_id):
     assert adata.obs["transcript_counts"].tolist() == list(range(N_SPOTS))
 
 
-def test_parquet_without_pyarrow(tmp_path, monkeypatch):
+def test_parquet_without_pyarrow(tmp_path, without_package):
     folder = write_xenium(tmp_path)
     (folder / "cells.csv.gz").unlink()
     write_text(folder / "cells.parquet", "PAR1 and so on")
-
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    without_package("pyarrow")
     with pytest.raises(
         MissingExtraError, match=r"cells\.parquet needs the package 'pyarrow'.*amilst-lite\[parquet\]"
     ):
