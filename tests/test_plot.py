@@ -1203,7 +1203,8 @@ def evidence(**changes):
 def test_shrinkage_curve(form):
     axis = plot.shrinkage_curve(form(evidence())).axes[0]
     labels = [text.get_text() for text in axis.get_legend().get_texts()]
-    assert labels == ["4 principal axes", "8 principal axes"] and axis.get_xscale() == "log"
+    assert labels == ["4 principal axes", "8 principal axes", "averaged", "not used"]
+    assert axis.get_xscale() == "log" and axis.get_ylim() == pytest.approx((-5.25, 0.2625))
     for lines, relative, used in zip(
         (axis.lines[:3], axis.lines[3:]), ([-2, 0, -0.5], [np.nan, 0, -5]), ([1, 2], [1]), strict=True
     ):
@@ -1369,6 +1370,8 @@ def test_missing_keys(adata):
         plot.domains(adata, "leiden")
     with pytest.raises(MissingKeyError, match="spatial"):
         plot.domains(adata, basis="X_umap")
+    with pytest.raises(InputError, match="an AnnData; found csr_matrix"):
+        plot.domains(adata.X)
     for options in ({"refined": "x"}, {"annotation": "x"}, {"confidence": "x"}):
         with pytest.raises(MissingKeyError, match="'x'"):
             plot.domains(adata, **options)
@@ -1385,11 +1388,21 @@ def test_missing_keys(adata):
         (np.zeros((3, 2)), {"annotation": [1]}, "annotation"),
         (np.zeros((3, 2)), {"confidence": [1]}, "confidence"),
         (np.zeros((3, 2)), {"sections": [1]}, "sections"),
+        (np.zeros((3, 2)), {"confidence": ["1", "2", "1"]}, r"in \[0, 1\]; found 1, 2\."),
+        (np.zeros((3, 2)), {"confidence": [1, 2, np.nan]}, r"in \[0, 1\]; found 1\.0, 2\.0"),
     ],
 )
 def test_invalid_arrays(coordinates, options, match):
     with pytest.raises(InputError, match=match):
         plot.draw_domains(coordinates, [0, 1, 1], **options)
+
+
+def test_measurements_are_no_labels():
+    points = np.arange(202).reshape(101, 2)
+    plot.draw_domains(points, np.arange(101.0))
+    plot.draw_domains(points, np.arange(101) // 2 / 2)
+    with pytest.raises(InputError, match=r"found 101 different numbers, such as 0\.5"):
+        plot.draw_domains(points, np.arange(101) + 0.5)
 
 
 def test_large_sections_are_thinned_evenly_and_say_so(monkeypatch):

@@ -116,6 +116,10 @@ def test_errors(adata):
         plot.marker_genes(adata, genes=["gene1", "nothing_like_it"])
     with pytest.raises(MissingKeyError, match="var\\['name'\\]"):
         plot.marker_genes(adata, genes=["gene1"], symbols="name")
+    with pytest.raises(InputError, match=r"found \['gene1'\]. Name genes with genes=\[...\]"):
+        plot.marker_genes(adata, ["gene1"])
+    with pytest.raises(MissingKeyError, match="lacks gene77;"):
+        plot.marker_genes(adata, genes="gene77")
     with pytest.raises(InputError, match="1 to 200 genes; found 0"):
         plot.marker_genes(adata, genes=[])
     with pytest.raises(MissingKeyError, match="'leiden'"):

@@ -41,6 +41,9 @@ COLORS = (
     "#8778FF", "#695A78", "#693C0F", "#B4B487", "#FFC3F0", "#96784B", "#965A5A", "#C3A5A5", "#698787", "#4B3CB4",
 )  # fmt: skip
 MISSING = "#D9D9D9"  # spots without a label
+_MOST_NUMBERS = (
+    100  # with decimals, such as layers 2.5 and 3.5; measurements have more, and no legend holds them
+)
 
 
 # ----------------------------------------------------------------------------------------------- palette
@@ -172,8 +175,23 @@ class Labels:
 
     @classmethod
     def of(cls, values: ArrayLike) -> Labels:
-        """Labels of spots; None, NaN and empty strings are missing, and the order is that of the legend."""
+        """Labels of spots; None, NaN and empty strings are missing, and the order is that of the legend.
+
+        Raises
+        ------
+        InputError
+            There are more than 100 different numbers with decimals: a measurement.
+        """
         column = _column(values)
+        if (
+            pd.api.types.is_float_dtype(column)
+            and column.nunique() > _MOST_NUMBERS
+            and (column % 1 > 0).any()
+        ):
+            raise InputError(
+                f"expected labels; found {column.nunique():,} different numbers, such as {column.dropna().iloc[0]}. "
+                "Name a column of labels; numbers in [0, 1] are drawn as confidence."
+            )
         if not isinstance(column.dtype, pd.CategoricalDtype):
             column = _categorical(column, sorted(column.dropna().unique(), key=_natural))
         names = _names(column.cat.categories)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["losses", "selection_curve", "shrinkage_curve"]
 
+_LOWEST = -10.0  # worse fits are cut off, so that those near the best can be told apart
 _BETTER = {
     "reconstruction": "lower is better",
     "links": "lower is better",
@@ -180,6 +181,9 @@ def shrinkage_curve(evidence: Any, *, key_added: str = keys.DEFAULT_KEY) -> Figu
     figure, axis = _likelihood_axis(
         "log-likelihood of a held-out spot,\nrelative to the best (higher is better)"
     )
+    from matplotlib.lines import Line2D
+
+    lowest = 0.0
     for color, width, likelihood, weights in zip(
         COLORS,
         np.asarray(values["columns"]),
@@ -188,14 +192,22 @@ def shrinkage_curve(evidence: Any, *, key_added: str = keys.DEFAULT_KEY) -> Figu
         strict=False,
     ):
         relative = likelihood - np.nanmax(likelihood)
+        lowest = min(lowest, float(np.nanmin(relative)))
         axis.plot(shares, relative, color=color, linewidth=1.2, label=f"{width} principal axes")
         used = weights > 0
         axis.plot(shares[used], relative[used], "o", color=color, markersize=5)
         axis.plot(shares[~used], relative[~used], "o", color=color, markersize=4, fillstyle="none")
     axis.set_xscale("log")
-    axis.set_ylim(bottom=-10)
+    lowest = max(1.05 * lowest, _LOWEST) or -1.0
+    axis.set_ylim(lowest, -0.05 * lowest)
     axis.set_xlabel("share of the spherical covariance", fontsize=SIZE, color=INK)
-    axis.legend(frameon=False, fontsize=SIZE, labelcolor=INK)
+    marker = {"linestyle": "", "marker": "o", "color": QUIET_INK}
+    handles = [
+        *axis.get_legend_handles_labels()[0],
+        Line2D([], [], markersize=5, label="averaged", **marker),
+        Line2D([], [], markersize=4, fillstyle="none", label="not used", **marker),
+    ]
+    axis.legend(handles=handles, frameon=False, fontsize=SIZE, labelcolor=INK)
     return figure
 
 

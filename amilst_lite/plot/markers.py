@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def marker_genes(
     adata: AnnData,
     n_genes: int = 4,
     *,
-    genes: Sequence[str] | None = None,
+    genes: str | Sequence[str] | None = None,
     kind: str = "dots",
     symbols: str | None = None,
     key: str | None = None,
@@ -50,7 +51,7 @@ def marker_genes(
     n_genes : int
         For each domain, the leading genes of the table that are expressed more in it than elsewhere. A gene is drawn
         once, with the first of its domains.
-    genes : sequence of str, optional
+    genes : str or sequence of str, optional
         Genes to draw instead; no table is needed.
     kind : {"dots", "heatmap"}
         Whether the share of spots with the gene is drawn too, as the area of a dot.
@@ -72,11 +73,16 @@ def marker_genes(
     MissingKeyError
         There are no counts, no domains, no table, or no such gene or column.
     InputError
-        ``kind`` is unknown, there are more than 200 genes or none, or the counts are unusable.
+        ``kind`` is unknown, ``n_genes`` is no integer, there are more than 200 genes or none, or the counts are
+        unusable.
     MissingExtraError
         matplotlib is not installed.
     """
     require_matplotlib()
+    if genes is None and not isinstance(n_genes, Integral):
+        raise InputError(f"n_genes must be an integer; found {n_genes!r}. Name genes with genes=[...].")
+    if isinstance(genes, str):
+        genes = [genes]
     if kind not in ("dots", "heatmap"):
         raise InputError(f"kind must be 'dots' or 'heatmap'; found {kind!r}.")
     names = keys.ResultKeys(key_added)

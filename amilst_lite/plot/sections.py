@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 
 from .. import keys
@@ -162,7 +163,7 @@ def domains(
         A column or matrix is missing.
     InputError
         There is no image although ``image=True``, ``library_id`` is unknown, a coordinate is not finite, a
-        spot has no section, or ``micrometers_per_unit`` is not positive.
+        spot has no section, a confidence is no number in [0, 1], or ``micrometers_per_unit`` is not positive.
     MissingExtraError
         matplotlib is not installed.
 
@@ -172,15 +173,15 @@ def domains(
         The file of the recorded image is missing or cannot be read; the figure is drawn without it.
     """
     require_matplotlib()  # before any other error
+    columns = {"labels": key, "refined": refined, "annotation": annotation, "confidence": confidence}
+    values: dict[str, Any] = {
+        name: None if column is None else obs_column(adata, column) for name, column in columns.items()
+    }
     if basis not in adata.obsm:
         raise MissingKeyError(f"obsm[{basis!r}] with coordinates is missing; found {some(adata.obsm)}.")
     points = check_coordinates(adata.obsm[basis])
     if image not in ("auto", True, False):
         raise InputError(f"image must be 'auto', True or False; found {image!r}.")
-    columns = {"labels": key, "refined": refined, "annotation": annotation, "confidence": confidence}
-    values: dict[str, Any] = {
-        name: None if column is None else obs_column(adata, column) for name, column in columns.items()
-    }
     sections = split_sections(points, recorded_sections(adata, key, sample_key))
     libraries = libraries_of(adata, library_id, sections.names)
     check_micrometers(micrometers_per_unit)
@@ -266,8 +267,8 @@ def draw_domains(
     Raises
     ------
     InputError
-        The lengths differ, a coordinate is not finite, a spot has no section, a color is unknown, or
-        ``micrometers_per_unit`` is not positive.
+        The lengths differ, a coordinate is not finite, a spot has no section, a confidence is no number in [0, 1],
+        a color is unknown, or ``micrometers_per_unit`` is not positive.
     MissingExtraError
         matplotlib is not installed.
     """
@@ -342,7 +343,7 @@ def _draw(
         chosen = truth.colors({**matched_colors(truth, own, own_colors), **(annotation_colors or {})})
         kinds.insert(0, _Kind.of("Annotation", truth, chosen))
     if confidence is not None:
-        kinds.append(_confidence(np.asarray(confidence, dtype=np.float64)))
+        kinds.append(_confidence(_numbers(confidence)))
 
     points = points[:, :2]
     n_drawn = min(len(sections.names), MOST_SECTIONS, MOST_PANELS // len(kinds))
@@ -474,6 +475,16 @@ def _write_labels(axis: Axes, points: np.ndarray, groups: Labels, codes: np.ndar
             float(middle[0]), float(middle[1]), text, fontsize=SIZE - 2, color="black", ha="center", va="center",
             clip_on=True, path_effects=[withStroke(linewidth=1.5, foreground="white")], **as_written(text),
         )  # fmt: skip
+
+
+def _numbers(confidence: ArrayLike) -> np.ndarray:
+    """Confidences as float64; NaN, where there is none, is allowed."""
+    given = pd.Series(confidence)
+    if pd.api.types.is_numeric_dtype(given):
+        values = given.to_numpy(np.float64, na_value=np.nan)
+        if not ((values < 0) | (values > 1)).any():
+            return values
+    raise InputError(f"confidence must hold numbers in [0, 1]; found {some(given.drop_duplicates())}.")
 
 
 def _confidence(values: np.ndarray) -> _Kind:

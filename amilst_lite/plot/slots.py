@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import pandas as pd
 
 from .. import keys
-from ..errors import MissingKeyError
+from ..errors import InputError, MissingKeyError
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -50,6 +50,8 @@ def recorded_sections(adata: AnnData, key: str, sample_key: str | None) -> pd.Se
 
 def obs_column(adata: AnnData, key: str) -> pd.Series:
     """A column of ``obs``."""
+    if not is_anndata(adata):
+        raise InputError(f"expected an AnnData; found {type(adata).__name__}.")
     if key not in adata.obs:
         raise MissingKeyError(f"obs[{key!r}] is missing; found {some(adata.obs)}.")
     return adata.obs[key]
