@@ -204,11 +204,11 @@ def write_results(
                 adata, checkpoint, name, lambda: analysis.run(adata, [name], key_added=key_added, **options)
             )
         )
-        tables[name].to_csv(place / f"{name}.csv")
+        write_table(tables[name], place / f"{name}.csv")
 
     with io.atomic_files(folder, _FILES) as place, recorded_warnings() as issued:
         if not some_spots:
-            _write_table(adata, names, place / "domains.csv")
+            _write_domains(adata, names, place / "domains.csv")
         begin("analyze")
         for name in analysis.CHEAP:
             attempt(f"{name}.csv", lambda name=name: analyze(name))  # type: ignore[misc]
@@ -273,7 +273,7 @@ def gathered(
         without_graph = ad.AnnData(adata.X, adata.obs, adata.var, obsm=dict(adata.obsm), layers=layers)
         part = without_graph[own].copy()
         _write_sections(adata, folder / _SECTIONS, record.get("sample_key"))
-        _write_table(adata, names, folder / f".domains.{group.rank}")
+        _write_domains(adata, names, folder / f".domains.{group.rank}")
     parts = group.to_first(part)
     memory = group.objects(record["peak_memory"]["ram_bytes"])
     together = None
@@ -318,10 +318,12 @@ def write_figures(
 
     Parameters
     ----------
-    adata, annotation, umap, key_added
+    adata, annotation, key_added
         As in `write_results`.
     folder : path-like
         An existing folder.
+    umap : bool
+        Compute a UMAP, if ``adata`` has none; one that it has is drawn.
     suffix : str
         Format of the files: ``".png"``, ``".svg"`` or ``".pdf"``.
 
@@ -337,10 +339,16 @@ def write_figures(
     """
     names = keys.ResultKeys(key_added)
     record = _checked_record(adata, names, annotation)
-    figures = _figures(adata, record, names, annotation, umap)
+    figures = _figures(adata, record, names, annotation, umap or names.umap in adata.obsm)
     for name, draw in figures.items():
         plot.save(draw(), Path(folder) / f"{name}{suffix}")
     return [f"{name}{suffix}" for name in figures]
+
+
+def write_table(table: pd.DataFrame, path: str | PathLike[str]) -> None:
+    """Write a table of an analysis as CSV: without numbers of rows; rows whose index has no name are spots."""
+    numbered = pd.api.types.is_integer_dtype(table.index)
+    table.to_csv(path, index=not numbered, index_label=None if numbered else table.index.name or "spot")
 
 
 def to_json(value: Any) -> str:
@@ -380,7 +388,7 @@ def _check_not_its_own_file(adata: ad.AnnData, folder: str | PathLike[str]) -> N
         raise InputError(f"adata is read from {target}, which would be overwritten. Choose another folder.")
 
 
-def _write_table(adata: ad.AnnData, names: keys.ResultKeys, path: Path) -> None:
+def _write_domains(adata: ad.AnnData, names: keys.ResultKeys, path: Path) -> None:
     """The table of the spots, block by block: pandas turns what it writes into text as a whole."""
     columns = {"domain": names.domain, "refined_domain": names.refined, "probability": names.confidence}
     for start in range(0, max(adata.n_obs, 1), _ROWS):

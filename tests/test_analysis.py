@@ -51,6 +51,7 @@ def test_all_analyses_write_their_slots_and_survive_a_file(section, tmp_path):
     pd.testing.assert_frame_equal(
         back.uns["amilst_spatially_variable"], tables["spatially-variable"], check_names=False
     )
+    assert dir(analysis) == analysis.__all__
     pd.testing.assert_frame_equal(back.obsm["amilst_border_distance"], tables["border-distance"])
     np.testing.assert_array_equal(back.uns["amilst_enrichment"]["z"], adata.uns["amilst_enrichment"]["z"])
     tree = adata.uns["amilst_connectivity"]["spatial"]["tree"]

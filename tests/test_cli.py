@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 
 import amilst_lite as amilst
+from amilst_lite import analysis
 from amilst_lite.cli import main
 
 QUICK = ["--epochs", "4", "--n-networks", "2", "--n-init", "6", "--shrinkage", "0.2"]
@@ -442,6 +443,7 @@ def test_analyze_writes_tables_and_slots(section, finished, tmp_path, capsys):
     assert (
         record["command"].startswith("amilst analyze result.h5ad markers") and set(record["files"]) == written
     )
+    assert list(pd.read_csv(out / "markers.csv"))[:2] == ["domain", "gene"]
     assert "p_adjusted" in pd.read_csv(out / "markers.csv").columns
     assert "amilst_markers" in ad.read_h5ad(out / "result.h5ad").uns
     assert "Tables written to" in capsys.readouterr().err
@@ -449,7 +451,9 @@ def test_analyze_writes_tables_and_slots(section, finished, tmp_path, capsys):
     assert "--force" in refused(capsys, "analyze", result, "shapes", "-o", out)
     assert main(["analyze", str(result), "shapes", "-o", str(out), "--force"]) == 0
     assert {p.name for p in out.iterdir()} == written - {"markers.csv"}
-    assert "choose from markers" in refused(capsys, "analyze", result, "unknown", "-o", tmp_path / "other")
+    for wrong, said in (("unknown", "choose from markers"), ("comparison", "--condition-key")):
+        message = refused(capsys, "analyze", result, wrong, "-o", tmp_path / "other")
+        assert said in message and "reading" not in message  # before the file is read
     assert "could be repeated" in refused(
         capsys,
         "analyze",
@@ -462,6 +466,16 @@ def test_analyze_writes_tables_and_slots(section, finished, tmp_path, capsys):
         "ground_truth",
     )
     assert not (tmp_path / "other").exists()
+
+
+def test_analyze_lists_the_analyses(capsys):
+    with pytest.raises(SystemExit):
+        main(["analyze", "--help"])
+    listed = dict(
+        line.split(maxsplit=1) for line in capsys.readouterr().out.partition("analyses:\n")[2].splitlines()
+    )
+    assert list(listed) == list(analysis.ANALYSES)
+    assert {name for name, text in listed.items() if text.startswith("*")} == set(analysis.CHEAP)
 
 
 def test_plot_draws_the_figures_again(section, finished, tmp_path, capsys):
@@ -482,6 +496,11 @@ def test_plot_draws_the_figures_again(section, finished, tmp_path, capsys):
     assert main([*arguments[:-2], "--force"]) == 0  # in place of the earlier ones
     assert {p.name for p in (tmp_path / "svg").iterdir()} == written
     assert "<svg" in (tmp_path / "svg" / "domains.svg").read_text()[:2000]
+    with_umap = ad.read_h5ad(result)
+    with_umap.obsm["X_amilst_umap"] = with_umap.obsm["X_amilst"][:, :2]
+    with_umap.write_h5ad(tmp_path / "umap.h5ad")
+    assert main(["plot", str(tmp_path / "umap.h5ad"), "-o", str(tmp_path / "png")]) == 0
+    assert (tmp_path / "png" / "umap.png").exists()
     assert "Run identify_domains" in refused(capsys, "plot", section, "-o", tmp_path / "none")
 
 

@@ -379,9 +379,9 @@ def test_table_of_spots_is_written_in_blocks(tmp_path, monkeypatch):
         index=[f"spot, {i}" for i in range(5)],
     )
     adata = ad.AnnData(obs=obs)
-    results._write_table(adata, names, tmp_path / "whole.csv")
+    results._write_domains(adata, names, tmp_path / "whole.csv")
     monkeypatch.setattr(results, "_ROWS", 2)
-    results._write_table(adata, names, tmp_path / "blocks.csv")
+    results._write_domains(adata, names, tmp_path / "blocks.csv")
     assert (tmp_path / "blocks.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
     table = pd.read_csv(tmp_path / "blocks.csv", dtype={"domain": str, "refined_domain": str})
     assert table["spot"].tolist() == list(adata.obs_names)

@@ -7,7 +7,7 @@ Every function takes an AnnData with domains in ``obs``, returns a table, and wr
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import anndata as ad
@@ -27,6 +27,7 @@ __all__ = [
     "ANALYSES",
     "CHEAP",
     "border_distances",
+    "check",
     "compare_conditions",
     "denoise",
     "domain_composition",
@@ -55,6 +56,36 @@ ANALYSES: dict[str, Callable[..., Any]] = {
 
 CHEAP = ("markers", "enrichment", "shapes", "composition", "connectivity")
 """Analyses that take seconds for 1e5 spots and need nothing but the results of a run."""
+
+
+def check(names: Sequence[str], options: Collection[str] = ()) -> None:
+    """Refuse what `run` would refuse, before the data are read.
+
+    Parameters
+    ----------
+    names, options
+        As in `run`; of the options, their names.
+
+    Raises
+    ------
+    InputError
+    """
+    unknown = [name for name in names if name not in ANALYSES]
+    if unknown:
+        raise InputError(
+            f"there is no analysis {', '.join(map(repr, unknown))}; choose from {', '.join(ANALYSES)}."
+        )
+    accepted = set().union(*(inspect.signature(ANALYSES[name]).parameters for name in names))
+    unused = set(options) - accepted
+    if unused:
+        raise InputError(
+            f"no option {', '.join(map(repr, sorted(unused)))} of {', '.join(names) or 'no analysis'}; expected some "
+            f"of {', '.join(sorted(accepted - {'adata', 'key_added'})) or 'none'}."
+        )
+    if "comparison" in names and "condition_key" not in options:
+        raise InputError(
+            "a comparison needs condition_key (--condition-key), the column of obs with the condition of each section."
+        )
 
 
 def run(
@@ -88,28 +119,18 @@ def run(
     InputError
         An unknown name, an option that none of the analyses has, or a comparison without ``condition_key``.
     """
-    unknown = [name for name in names if name not in ANALYSES]
-    if unknown:
-        raise InputError(
-            f"there is no analysis {', '.join(map(repr, unknown))}; choose from {', '.join(ANALYSES)}."
-        )
-    accepted = {name: set(inspect.signature(ANALYSES[name]).parameters) for name in names}
-    unused = set(options) - set().union(*accepted.values())
-    if unused:
-        raise InputError(
-            f"no option {', '.join(map(repr, sorted(unused)))} of {', '.join(names) or 'no analysis'}; expected some "
-            f"of {', '.join(sorted(set().union(*accepted.values()) - {'adata', 'key_added'})) or 'none'}."
-        )
-    if "comparison" in names and "condition_key" not in options:
-        raise InputError(
-            "a comparison needs condition_key, the column of obs with the condition of each section."
-        )
+    check(names, options)
     tables: dict[str, pd.DataFrame] = {}
     for name in names:
-        chosen = {option: value for option, value in options.items() if option in accepted[name]}
+        accepted = inspect.signature(ANALYSES[name]).parameters
+        chosen = {option: value for option, value in options.items() if option in accepted}
         found = ANALYSES[name](adata, key_added=key_added, **chosen)
         if name == "comparison":
             tables["comparison-composition"], tables["comparison-contacts"] = found
         else:
             tables[name] = found
     return tables
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -152,7 +152,7 @@ def domain_connectivity(
         "domains": domains,
         space: {"connectivities": found, "tree": tree},
     }
-    return pd.DataFrame(found, index=labels.names, columns=labels.names)
+    return pd.DataFrame(found, index=pd.Index(labels.names, name="domain"), columns=labels.names)
 
 
 def _embedding(adata: ad.AnnData, key: str) -> np.ndarray:

@@ -327,7 +327,7 @@ def score(options: argparse.Namespace, console: Console) -> None:
 
 def analyze(options: argparse.Namespace, console: Console) -> None:
     """Write tables of what distinguishes the domains, and the AnnData with them."""
-    from .. import analysis, io, pipeline
+    from .. import analysis, io, pipeline, results
 
     _check_outside(options.output, options.input)
     names = options.analyses or analysis.CHEAP
@@ -336,6 +336,7 @@ def analyze(options: argparse.Namespace, console: Console) -> None:
         for name in ("domain", "sample_key", "condition_key", "seed")
         if getattr(options, name) is not None
     }
+    analysis.check(names, [*given, "identify"] if options.held_out else given)
     with io.atomic_folder(options.output, overwrite=options.force) as folder:
         console.say(f"reading {options.input}")
         adata = io.read(options.input)
@@ -343,7 +344,7 @@ def analyze(options: argparse.Namespace, console: Console) -> None:
             given["identify"] = pipeline.repeat_run(adata)
         tables = analysis.run(adata, names, **given)
         for name, table in tables.items():
-            table.to_csv(folder / f"{name}.csv")
+            results.write_table(table, folder / f"{name}.csv")
         io.write_h5ad(adata, folder / "result.h5ad")
         _write_record(folder, options)
     console.say(f"Tables written to {options.output}: {', '.join(f'{name}.csv' for name in tables)}")

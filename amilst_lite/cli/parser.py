@@ -17,6 +17,19 @@ from .flags import (
     checked_seed,
 )
 
+_ANALYSES = {
+    "markers": "* marker genes of each domain",
+    "spatially-variable": "genes by Moran's I and Geary's C",
+    "enrichment": "* contacts between domains, against chance",
+    "border-distance": "distance of every spot to the border of each domain",
+    "shapes": "* size, parts and compactness of the domains",
+    "composition": "* share of each domain in every section",
+    "comparison": "of two conditions, by permuting sections; needs --condition-key",
+    "connectivity": "* of the domains (PAGA)",
+    "depth": "within layered tissue",
+}
+"""Those of `analysis.ANALYSES`, which takes long to import."""
+
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands and flags; the flags of the settings are made from the dataclasses in `config`."""
@@ -87,8 +100,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     analyze.add_argument("input", metavar="RESULT", help="h5ad with domains, such as OUT/result.h5ad")
     analyze.add_argument(
-        "analyses", nargs="*", metavar="NAME", help="names of analyses (default: those that take seconds)"
-    )
+        "analyses", nargs="*", metavar="NAME",
+        help="names of analyses, see below (default: those that take seconds, marked *)",
+    )  # fmt: skip
+    analyze.epilog = "analyses:\n" + "\n".join(f"  {name:20s}{text}" for name, text in _ANALYSES.items())
+    analyze.formatter_class = argparse.RawDescriptionHelpFormatter
     analyze.add_argument(
         "-o",
         "--output",

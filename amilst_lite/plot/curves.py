@@ -201,7 +201,7 @@ def shrinkage_curve(evidence: Any, *, key_added: str = keys.DEFAULT_KEY) -> Figu
     lowest = max(1.05 * lowest, _LOWEST) or -1.0
     axis.set_ylim(lowest, -0.05 * lowest)
     axis.set_xlabel("share of the spherical covariance", fontsize=SIZE, color=INK)
-    marker = {"linestyle": "", "marker": "o", "color": QUIET_INK}
+    marker: dict[str, Any] = {"linestyle": "", "marker": "o", "color": QUIET_INK}
     handles = [
         *axis.get_legend_handles_labels()[0],
         Line2D([], [], markersize=5, label="averaged", **marker),
