@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import time
-import urllib.request
 import zlib
 from collections import Counter
 from html.parser import HTMLParser
@@ -22,6 +21,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from chromium import Browser, installed
 from scipy import stats
 from scipy.spatial import cKDTree
 
@@ -449,6 +449,8 @@ def test_a_table_of_markers_decides_which_genes_are_offered(joint, tmp_path):
     assert genes == {names[5]: "1", names[9]: "2", names[7]: "1"}
     assert found.rows("Domains: size")[1][-1] == f"{names[5]}, {names[7]}"
     assert found.rows("markers")[:2] == [["domain", "gene", "p naive"], ["1", names[5], "0.01"]]
+    text = found.by_id("analyses")["text"]
+    assert "therefore too small" in text and "0.5 is no difference" not in text  # there is no such column
     assert "therefore too small" in found.by_id("analyses")["text"]
 
 
@@ -542,6 +544,7 @@ def test_matrices_of_domains_are_shaded(joint, tmp_path):
         ["domain", *names], *([a, *("10" if a == b else "−2.5" for b in names)] for a in names)
     ]  # fmt: skip
     assert found.rows("connectivity")[1] == ["1", "1", "0", "0", "0"]
+    assert "relative to those expected" in found.by_id("analyses")["text"]
     inside = [one["attrs"].get("class") for one in found.all("td")]
     assert inside.count("number m2") == 12 and inside.count("number h10") >= 8
 
@@ -800,130 +803,6 @@ def test_order_and_colors(node):
 # ------------------------------------------------------------------------------------------- in Chromium
 
 
-HELPERS = """
-const all = (selector) => [...document.querySelectorAll(selector)];
-const onScreen = (i, k = 0) => report.plots[k].screen(report.plots[k].xs[i], report.plots[k].ys[i]);
-const pixel = (canvas, x, y) => [...canvas.getContext('2d').getImageData(x, y, 1, 1).data];
-const color = (i, k = 0) => hexOf(pixel(report.plots[k].spots, ...onScreen(i, k)).slice(0, 3));
-const closed = () => all('details').filter((one) => !one.open).length;
-const tooltip = () => !$('tooltip').hidden && $('tooltip').innerText;
-const inWindow = (i, k = 0) => {
-  const box = report.plots[k].marks.getBoundingClientRect();
-  const [x, y] = onScreen(i, k);
-  return [box.left + x / report.plots[k].ratio, box.top + y / report.plots[k].ratio];
-};
-const choose = (id, value) => {
-  $(id).value = value;
-  $(id).dispatchEvent(new Event('change'));
-};
-"""
-
-
-class Browser:
-    """Headless Chromium by the WebDriver protocol (W3C)."""
-
-    def __init__(self, driver, browser, downloads):
-        self.process = subprocess.Popen(
-            [driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        lines = iter(self.process.stdout.readline, "")
-        port = next(filter(None, (re.search(r"successfully on port (\d+)", line) for line in lines)))[1]
-        self.url = f"http://127.0.0.1:{port}/session"
-        options = {
-            "binary": browser,
-            "args": ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
-            "prefs": {"download.default_directory": str(downloads)},
-        }
-        logs = {"browser": "ALL", "performance": "ALL"}
-        wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": logs}
-        try:
-            session = self.send("", {"capabilities": {"alwaysMatch": wanted}})
-        except BaseException:
-            self.process.terminate()
-            raise
-        self.url += f"/{session['sessionId']}"
-
-    def send(self, path, body=None, method="POST"):
-        request = urllib.request.Request(
-            self.url + path,
-            json.dumps(body or {}).encode(),
-            {"Content-Type": "application/json"},
-            method=method,
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)["value"]
-
-    def run(self, code, *arguments):
-        return self.send("/execute/sync", {"script": HELPERS + code, "args": arguments})
-
-    def devtools(self, command, **parameters):
-        return self.send("/goog/cdp/execute", {"cmd": command, "params": parameters})
-
-    def log(self, kind):
-        return self.send("/se/log", {"type": kind})
-
-    def until(self, code, *arguments):
-        for _ in range(200):
-            if found := self.run(f"return {code}", *arguments):
-                return found
-            time.sleep(0.05)
-        raise AssertionError(f"not within 10 s: {code}")
-
-    def open(self, path, width=1300, height=900, mobile=False, dark=False):
-        self.devtools(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=1,
-            mobile=mobile,
-        )
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.devtools("Emulation.setEmulatedMedia", features=[scheme])
-        self.log("browser")  # what a test before has left
-        self.send("/url", {"url": path.as_uri()})
-        self.until("globalThis.report?.plots.every((plot) => plot.ratio && !plot.waiting)")
-
-    def mouse(self, *steps):
-        """Mouse steps: ("move", x, y), ("down",), ("up",), ("wheel", x, y, delta)."""
-        for kind, *where in steps:
-            source = {"type": "pointer", "id": "mouse", "parameters": {"pointerType": "mouse"}}
-            if kind == "wheel":
-                action = {"type": "scroll", "x": where[0], "y": where[1], "deltaX": 0, "deltaY": where[2]}
-                source = {"type": "wheel", "id": "wheel"}
-            elif kind == "move":
-                action = {"type": "pointerMove", "x": where[0], "y": where[1], "duration": 0}
-            else:
-                action = {"type": {"down": "pointerDown", "up": "pointerUp"}[kind], "button": 0}
-            self.send("/actions", {"actions": [source | {"actions": [action]}]})
-
-    def press(self, *keys):
-        actions = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
-        self.send("/actions", {"actions": [{"type": "key", "id": "keys", "actions": actions}]})
-
-    def click(self, name):
-        self.run("document.getElementById(arguments[0]).click()", name)
-
-    def place(self, spot, plot=0):
-        """Where a spot is in the window, after scrolling to its plot."""
-        code = "report.plots[arguments[1]].marks.scrollIntoView({ block: 'center' }); return inWindow(...arguments)"
-        place = None
-        while place != (place := self.run(code, spot, plot)):  # scrolling by the wheel takes a while
-            time.sleep(0.1)
-        return [round(one) for one in place]
-
-    def color(self, spot, plot=0):
-        """The color at the center of a spot, as #rrggbb."""
-        return self.run("report.plots[arguments[1]].draw(); return color(...arguments)", spot, plot)
-
-    def close(self):
-        try:
-            self.send("", method="DELETE")
-        finally:
-            self.process.terminate()
-            self.process.wait()
-            self.process.stdout.close()
-
-
 @pytest.fixture(scope="module")
 def downloads(tmp_path_factory):
     return tmp_path_factory.mktemp("downloads")
@@ -931,11 +810,9 @@ def downloads(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser(downloads):
-    driver = shutil.which("chromedriver")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if driver is None or chromium is None:
+    if not all(installed()):
         pytest.skip("Chromium and chromedriver are not installed (Debian: chromium, chromium-driver)")
-    browser = Browser(driver, chromium, downloads)
+    browser = Browser(downloads)
     yield browser
     browser.close()
 

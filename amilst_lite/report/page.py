@@ -42,9 +42,22 @@ _GENES_LISTED = 5  # in the table of domains
 _ROWS = 400  # of a table
 _HIGHEST_CONFIDENCE = 254
 
-_NAIVE = (
-    "p naive: from the counts from which the domains were found, and therefore too small; p, where given, is from "
-    "counts that were set aside."
+_COLUMNS = {
+    "auc": "Every domain against all other spots. auc: the chance that a spot of the domain expresses the gene more "
+    "than another spot; 0.5 is no difference. Share inside, outside: spots with the gene, in the domain and elsewhere.",
+    "p_naive": "p naive: from the counts from which the domains were found, and therefore too small; p, where given, "
+    "is from counts that were set aside.",
+    "share_of_other": "Contacts: pairs of neighbors. Share, share of other: of the contacts of the first and of the "
+    "second domain with all other domains.",
+    "compactness": "Area: in the squared unit of the coordinates. Parts: those that the neighbor graph connects. "
+    "Compactness: 1 is a disk, long and branched parts have less. Contacts inside: the share of a spot's neighbors "
+    "that belong to its domain.",
+    "moran_i": "Moran's I: 1 if neighbors agree, 0 by chance. Geary's C: 0 if neighbors agree, 1 by chance.",
+    "thickness": "The layers from one edge of the tissue to the other; in the unit of the coordinates.",
+}
+"""Column of a table → what is said below it."""
+_CONNECTIVITY = (
+    "Contacts of two domains, relative to those expected if spots were placed at random; at most 1."
 )
 _SCORES = {
     "ari": "adjusted Rand index with the annotation; 1 is identical, 0 is chance",
@@ -549,8 +562,10 @@ def _analyses(run: _Run) -> Markup | None:
             rows = rows.rename(columns=lambda column: str(column).replace("_", " "))
         whole = table(rows, title, most_rows=_ROWS, shades=shades, hidden_caption=pairs is None)
         parts.append(whole if pairs is None else _details("Values", whole))
-        if "p_naive" in shown:
-            parts.append(element("p", _NAIVE, class_="quiet"))
+        notes = [text for column, text in _COLUMNS.items() if column in shown]
+        if name == "connectivity" and shades is not None:
+            notes.append(_CONNECTIVITY)
+        parts += [element("p", text, class_="quiet") for text in notes]
     return element("", parts) if parts else None
 
 
