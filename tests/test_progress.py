@@ -76,6 +76,10 @@ def test_every_stage_of_a_run_has_a_bar(bars, caplog):
     summary = caplog.records[-1].getMessage()
     assert summary.startswith(f"{model.n_domains_} domains of ") and "mean confidence 0." in summary
     assert "'amilst_domain'" in summary
+    bars.clear()
+    with amilst.show_progress():
+        amilst.analysis.run(adata, ["spatially-variable", "shapes"])
+    assert [bar.desc for bar in bars] == ["spatially-variable", "shapes"]
     n_before = len(bars)
     amilst.identify_domains(adata, 3, **QUICK)
     assert len(bars) == n_before  # only in the body

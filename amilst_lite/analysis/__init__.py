@@ -15,6 +15,7 @@ import pandas as pd
 
 from .. import keys
 from ..errors import InputError
+from ..progress import begin
 from .composition import compare_conditions, domain_composition
 from .connectivity import domain_connectivity, tissue_depth
 from .embedding import umap
@@ -122,6 +123,7 @@ def run(
     check(names, options)
     tables: dict[str, pd.DataFrame] = {}
     for name in names:
+        begin(name)
         accepted = inspect.signature(ANALYSES[name]).parameters
         chosen = {option: value for option, value in options.items() if option in accepted}
         found = ANALYSES[name](adata, key_added=key_added, **chosen)

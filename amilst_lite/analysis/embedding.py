@@ -7,6 +7,7 @@ import numpy as np
 
 from .. import keys
 from ..plot.embedding import umap_of
+from ..progress import begin
 from ..slots import representation_of
 
 __all__ = ["umap"]
@@ -55,6 +56,7 @@ def umap(
     """
     names = keys.ResultKeys(key_added)
     embedding = representation_of(adata, names.embedding)
+    begin("UMAP")
     points = umap_of(embedding, n_neighbors=n_neighbors, min_dist=min_dist, seed=seed)
     adata.obsm[names.umap] = points
     return points
