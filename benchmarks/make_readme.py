@@ -27,6 +27,7 @@ import invariance
 import kernels
 import numpy as np
 import reading
+import report
 import robustness
 import scaling
 import selection
@@ -157,6 +158,14 @@ PARTS = (
         "--json benchmarks/results/analysis.json",
         "Correctness and error rates of `amilst_lite.analysis` on simulated data, and time and memory.",
         (analysis.table,),
+    ),
+    Part(
+        "Report",
+        ("report.json",),
+        "python benchmarks/report.py --json benchmarks/results/report.json",
+        "`report.html` of simulated single cells with 300 genes and a UMAP, in headless Chromium without a GPU. Above "
+        "200,000 cells the map draws a part of them, evenly chosen in space.",
+        (report.table,),
     ),
     Part(
         "Reading files",

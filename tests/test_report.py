@@ -635,6 +635,21 @@ def test_error_bars_are_inside_of_the_axes():
     assert len(bars) == 6 and min(grid) <= min(bars) and max(bars) <= max(grid)
 
 
+@pytest.mark.parametrize(
+    ("ticks", "shown"),
+    [
+        ([1237.5, 1238.0, 1238.5], ["1237.5", "1238", "1238.5"]),
+        ([0.1 * i for i in range(4)], ["0", "0.1", "0.2", "0.3"]),
+        ([-2e6, 0.0, 2e6], ["−2,000,000", "0", "2,000,000"]),
+        ([123_456.75, 123_457.0], ["123456.75", "123457"]),
+        ([5.0], ["5"]),
+        ([], []),
+    ],
+)
+def test_ticks_are_told_apart(ticks, shown):
+    assert charts._texts(ticks) == shown
+
+
 def test_axes_end_at_ticks_or_at_the_data():
     text = charts.chart(
         [charts.Curve("a", np.array([1.0, 50.0]), np.array([0.13, 0.94]), np.array([True, False]))],

@@ -85,6 +85,13 @@ def _nice(step: float) -> float:
     return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= step * 0.999)
 
 
+def _texts(ticks: Sequence[float]) -> list[str]:
+    """The ticks as they are written: with four digits, or as many as the distance between two of them needs."""
+    error = 0.01 * min(np.diff(ticks), default=math.inf)
+    digits = next(n for n in range(4, 18) if all(abs(float(f"{one:.{n}g}") - one) <= error for one in ticks))
+    return [number(one, digits) for one in ticks]
+
+
 def chart(
     curves: Sequence[Curve],
     *,
@@ -119,12 +126,12 @@ def chart(
     x = _Axis.of(xs, _LEFT, width - _RIGHT, logarithmic=logarithmic, tight=True)
     y = _Axis.of(ys, height - _BOTTOM, _TOP)
     parts = [element("title", title), element("desc", description)]
-    for tick in y.ticks:
+    for tick, text in zip(y.ticks, _texts(y.ticks), strict=True):
         parts.append(element("line", x1=_LEFT, x2=width - _RIGHT, y1=y(tick), y2=y(tick), class_="grid"))
-        parts.append(element("text", number(tick, 4), x=_LEFT - 5, y=y(tick) + 3.5, text_anchor="end"))
+        parts.append(element("text", text, x=_LEFT - 5, y=y(tick) + 3.5, text_anchor="end"))
     parts.extend(
-        element("text", number(tick, 4), x=x(tick), y=height - _BOTTOM + 14, text_anchor="middle")
-        for tick in x.ticks
+        element("text", text, x=x(tick), y=height - _BOTTOM + 14, text_anchor="middle")
+        for tick, text in zip(x.ticks, _texts(x.ticks), strict=True)
     )
     if chosen is not None:
         parts.append(element("line", x1=x(chosen), x2=x(chosen), y1=_TOP, y2=y.start, class_="chosen"))

@@ -37,7 +37,7 @@ __all__ = ["write_report"]
 
 logger = logging.getLogger("amilst_lite")
 
-_GENES = (4, 60, 6_000_000)  # drawn: per domain, at most, bytes before compression at most
+_GENES = (4, 60, 5_000_000)  # drawn: per domain, at most, bytes before compression at most
 _GENES_LISTED = 5  # in the table of domains
 _ROWS = 400  # of a table
 _HIGHEST_CONFIDENCE = 254
