@@ -21,13 +21,13 @@ than the one that entered the context (torch runs with one thread within).
 from __future__ import annotations
 
 import sys
-import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from types import CodeType, SimpleNamespace
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -58,6 +58,8 @@ _INDEX, _INDEX_PUT = {"index", "_unsafe_index"}, {"index_put", "_index_put_impl"
 # Like the operations that torch tags as elementwise, these accept a CPU tensor of no dimension.
 _ELEMENTWISE = {"masked_fill", "fill", *_INDEX_PUT}
 _FROM_DATA = {torch.tensor, torch.as_tensor, torch.asarray}
+_SPECIAL = _FROM_DATA | {torch.nn.functional.one_hot}
+_PLACES = {"device", "generator"}
 _MEMORY = 80 * 2**30
 
 _active: SimulatedCuda | None = None
@@ -128,9 +130,9 @@ class SimulatedCuda:
         if self._holders[key] == 1:
             self.alive += size
             self.peak = max(self.peak, self.alive)
-        weakref.finalize(tensor, self._release, key, size).atexit = False
+        tensor.held = _Held(self, key, size)
 
-    def _release(self, key: int, size: int) -> None:
+    def release(self, key: int, size: int) -> None:
         self._holders[key] -= 1
         if self._holders[key] == 0:
             del self._holders[key]
@@ -142,17 +144,43 @@ class SimulatedCuda:
         self.copies["upload" if source == _CPU else "download", _line()] += 1
 
 
+class _Held:
+    """Memory of a tensor, released when the tensor is deleted, which holds the only reference; cheap to make."""
+
+    __slots__ = ("cuda", "key", "size")
+
+    def __init__(self, cuda: SimulatedCuda, key: int, size: int) -> None:
+        self.cuda, self.key, self.size = cuda, key, size
+
+    def __del__(self) -> None:
+        self.cuda.release(self.key, self.size)
+
+
 def _line() -> str:
     """``file:line function``: the innermost line of the package, else the innermost outside of torch."""
     outside, frame = "unknown", sys._getframe(1)
     while frame is not None:
-        file, place = frame.f_code.co_filename, f"{frame.f_lineno} {frame.f_code.co_name}"
-        if file.startswith(_PACKAGE):
-            return f"{file[len(_PACKAGE) + 1 :]}:{place}"
-        if outside == "unknown" and not file.startswith(_NOT_CALLERS):
-            outside = f"{Path(file).name}:{place}"
+        owner = _owner(frame.f_code)
+        if owner == "package" or (owner == "caller" and outside == "unknown"):
+            outside = _place(frame.f_code, frame.f_lineno)
+        if owner == "package":
+            break
         frame = frame.f_back
     return outside
+
+
+@cache
+def _owner(code: CodeType) -> str:
+    if code.co_filename.startswith(_PACKAGE):
+        return "package"
+    return "torch" if code.co_filename.startswith(_NOT_CALLERS) else "caller"
+
+
+@cache
+def _place(code: CodeType, line: int) -> str:
+    file = code.co_filename
+    name = file[len(_PACKAGE) + 1 :] if file.startswith(_PACKAGE) else Path(file).name
+    return f"{name}:{line} {code.co_name}"
 
 
 class SimulatedTensor(torch.Tensor):
@@ -211,15 +239,17 @@ class SimulatedTensor(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         tensors: list[torch.Tensor] = []
-        _map(lambda leaf: tensors.append(leaf) if isinstance(leaf, torch.Tensor) else None, (args, kwargs))
+        values, options = _plain(args, tensors), _plain(kwargs or {}, tensors)
         simulated = next(tensor for tensor in tensors if isinstance(tensor, cls))
-        if not func.is_view:
+        is_view = _facts(func).is_view
+        if not is_view:
             _check(simulated.cuda_of, func, args, kwargs or {}, tensors)
-        result = func(*_plain(args), **_plain(kwargs or {}))
-        if not func.is_view:
-            results = result if isinstance(result, tuple | list) else (result,)
+        result = func(*values, **options)
+        if not is_view:
+            results = result if isinstance(result, (tuple, list)) else (result,)
             touched = [*tensors, *(part for part in results if isinstance(part, torch.Tensor))]
-            simulated.cuda_of.moved += sum(part.numel() * part.element_size() for part in touched)
+            simulated.cuda_of.moved += sum([part.numel() * part.element_size() for part in touched])
+
         same = {id(_plain(tensor)): tensor for tensor in tensors}  # what is changed in place stays the object
 
         def wrap(value: Any) -> Any:
@@ -256,24 +286,49 @@ def _unpickle(values: torch.Tensor, device: str) -> SimulatedTensor:
 
 def _map(function: Any, tree: Any) -> Any:
     """``function`` of the leaves of nested arguments; torch's pytree takes most of the time of a test."""
-    if isinstance(tree, tuple | list):
+    if isinstance(tree, (tuple, list)):
         return type(tree)([_map(function, item) for item in tree])
     if isinstance(tree, dict):
         return {name: _map(function, item) for name, item in tree.items()}
     return function(tree)
 
 
-def _plain(tree: Any) -> Any:
-    return _map(lambda leaf: leaf.on_cpu if isinstance(leaf, SimulatedTensor) else leaf, tree)
+def _plain(tree: Any, tensors: list[torch.Tensor] | None = None) -> Any:
+    """Nested arguments with the values of the simulated tensors; all tensors among them are added to the list."""
+    if isinstance(tree, torch.Tensor):
+        if tensors is not None:
+            tensors.append(tree)
+        return tree.on_cpu if isinstance(tree, SimulatedTensor) else tree
+    if isinstance(tree, (tuple, list)):
+        return type(tree)([_plain(item, tensors) for item in tree])
+    if isinstance(tree, dict):
+        return {name: _plain(item, tensors) for name, item in tree.items()}
+    return tree
+
+
+class _Facts(NamedTuple):
+    """What does not depend on the arguments of an operation; torch takes long to say it."""
+
+    name: str
+    is_view: bool
+    is_elementwise: bool
+    is_mutable: bool
+
+
+@cache
+def _facts(func: Any) -> _Facts:
+    name = func.overloadpacket.__name__.removesuffix("_")
+    elementwise = torch.Tag.pointwise in func.tags or name in _ELEMENTWISE
+    return _Facts(name, func.is_view, elementwise, func._schema.is_mutable)
 
 
 def _check(cuda: SimulatedCuda, func: Any, args: Any, kwargs: Any, tensors: list[torch.Tensor]) -> None:
     """Refuse an operation that CUDA refuses, and record it otherwise."""
-    name = func.overloadpacket.__name__.removesuffix("_")
+    name, _, is_elementwise, is_mutable = _facts(func)
     if name == "copy" and args[0].device != args[1].device:
         cuda.copy(args[1].device)
         return
-    if name in _INDEX | _INDEX_PUT:
+    if name in _INDEX or name in _INDEX_PUT:
         indices = [index for index in args[1] if index is not None]
         tensors = [args[0], *args[2:3]] if name in _INDEX_PUT else [args[0]]
         for index in indices:
@@ -284,17 +339,16 @@ def _check(cuda: SimulatedCuda, func: Any, args: Any, kwargs: Any, tensors: list
             filled = name in _INDEX_PUT and args[2].numel() == 1  # torch then calls masked_fill
             if index.dtype in (torch.bool, torch.uint8) and not filled:
                 cuda.wait("boolean mask")
-    elementwise = torch.Tag.pointwise in func.tags or name in _ELEMENTWISE
-    written = args[0] if func._schema.is_mutable else None
+    written = args[0] if is_mutable else None
     devices = {
-        str(tensor.device)
+        tensor.device
         for tensor in tensors
-        if not elementwise or tensor.dim() > 0 or tensor.device != _CPU or tensor is written
+        if not is_elementwise or tensor.dim() > 0 or tensor.device != _CPU or tensor is written
     }
     if len(devices) > 1:
         raise RuntimeError(
             "Expected all tensors to be on the same device, but found at least two devices, "
-            f"{' and '.join(sorted(devices))}! ({func}, {_line()})"
+            f"{' and '.join(sorted(map(str, devices)))}! ({func}, {_line()})"
         )
     scan = name == "cumsum" and args[0].is_floating_point()
     weighted = name == "bincount" and len(args) > 1 and args[1] is not None
@@ -351,9 +405,11 @@ class _Calls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        first = args[0] if args else None
         if func is torch.Tensor.to:
             return _to(self.cuda, *args, **kwargs)
+        if kwargs.keys().isdisjoint(_PLACES) and func not in _SPECIAL:
+            return func(*args, **kwargs)
+        first = args[0] if args else None
         given, own = kwargs.get("device"), first.device if isinstance(first, torch.Tensor) else _CPU
         device = own if given is None else self.cuda.resolve(given)
         generator = kwargs.get("generator")

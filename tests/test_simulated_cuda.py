@@ -35,10 +35,10 @@ from amilst_lite.train import TRAINERS
 if (reason := simulation.unsupported()) is not None:
     pytest.skip(reason, allow_module_level=True)
 
-FAST = {"epochs": 10, "n_networks": 2, "n_init": 8, "shrinkage": 0.2}
+FAST = {"epochs": 10, "n_networks": 2, "n_init": 3, "shrinkage": 0.2}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _deterministic():
     """Every test refuses operations without a deterministic CUDA kernel."""
     before = torch.are_deterministic_algorithms_enabled()
@@ -47,9 +47,19 @@ def _deterministic():
     torch.use_deterministic_algorithms(before)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _few_steps():
+    """The mixtures of `AMILST` stop early: steps of EM are alike, and take most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shrinkage, "COLUMNS", (1 / 2, 1.0))
+        patch.setattr(shrinkage, "_ROUNDS", ((4, 2), (20, 1)))
+        patch.setattr(shrinkage, "_TOL", 1e-4)
+        yield
+
+
 @pytest.fixture(scope="module")
 def tissue():
-    return simulate_tissue(300, 100, 4, seed=0)
+    return simulate_tissue(300, 100, 4, signal=2.0, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +148,11 @@ def test_operations_without_deterministic_kernel_are_refused():
                 operation()
         assert index.cumsum(0).tolist() == [0, 0, 1]
         torch.use_deterministic_algorithms(False)
-        for operation in operations:
-            assert operation().is_cuda
+        try:
+            for operation in operations:
+                assert operation().is_cuda
+        finally:
+            torch.use_deterministic_algorithms(True)
 
 
 def test_host_waits_are_recorded_with_their_line():
@@ -236,6 +249,18 @@ def fit(X, tissue, device, preset="default", **settings):
     return AMILST(4, preset=preset, settings=settings, device=device).fit(X, coordinates=tissue.coordinates)
 
 
+def fit_on_both(X, tissue, **settings):
+    """Models of the CPU and of the device, and the record of the device."""
+    on_cpu = fit(X, tissue, "cpu", **FAST, **settings)
+    with simulated_cuda() as cuda:
+        return on_cpu, fit(X, tissue, "cuda", **FAST, **settings), cuda
+
+
+@pytest.fixture(scope="module")
+def fitted(X, tissue):
+    return fit_on_both(X, tissue)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -247,10 +272,8 @@ def fit(X, tissue, device, preset="default", **settings):
     ],
     ids=["default", "tiles", "graph-decoder", "no-filter", "no-adversary"],
 )
-def test_default_preset_equals_the_cpu(X, tissue, settings):
-    on_cpu = fit(X, tissue, "cpu", **FAST, **settings)
-    with simulated_cuda() as cuda:
-        on_cuda = fit(X, tissue, "cuda", **FAST, **settings)
+def test_default_preset_equals_the_cpu(X, tissue, fitted, settings):
+    on_cpu, on_cuda, cuda = fit_on_both(X, tissue, **settings) if settings else fitted
     assert cuda.launches.total() > 1000
     np.testing.assert_array_equal(on_cuda.labels_, on_cpu.labels_)
     np.testing.assert_array_equal(on_cuda.refined_labels_, on_cpu.refined_labels_)
@@ -305,8 +328,7 @@ def test_other_clusterings_equal_the_cpu(X, tissue, cluster):
     np.testing.assert_array_equal(on_cuda.labels_[decided], on_cpu.labels_[decided])
 
 
-def test_tensors_on_the_device_are_accepted(X, tissue):
-    expected = fit(X, tissue, "cpu", **FAST)
+def test_tensors_on_the_device_are_accepted(X, tissue, fitted):
     with simulated_cuda():
         features = torch.from_numpy(X).to("cuda")
         coordinates = torch.from_numpy(tissue.coordinates).to("cuda")
@@ -314,12 +336,11 @@ def test_tensors_on_the_device_are_accepted(X, tissue):
         for device in ("cuda", "cpu"):
             model = AMILST(4, settings=FAST, device=device)
             labels = model.fit_predict(features, coordinates=coordinates, sample=sample)
-            np.testing.assert_array_equal(labels, expected.labels_)
+            np.testing.assert_array_equal(labels, fitted[0].labels_)
 
 
-def test_fitted_model_does_not_need_the_device(X, tissue):
-    with simulated_cuda():
-        model = fit(X, tissue, "cuda", **FAST)
+def test_fitted_model_does_not_need_the_device(X, fitted):
+    _, model, _ = fitted
     assert {tensor.device.type for tensor in model.network_.state_dict().values()} == {"cpu"}
     loaded = pickle.loads(pickle.dumps(model))
     for name, value in model.network_.state_dict().items():
