@@ -19,7 +19,7 @@ from sklearn.metrics import adjusted_rand_score
 
 import amilst_lite
 from amilst_lite import AMILST, PCA, GaussianMixture, InputError, KMeans, SpatialGraph, resources
-from amilst_lite.cluster import restarts
+from amilst_lite.cluster import restarts, shrinkage
 from amilst_lite.cluster.domains import find_domains
 from amilst_lite.cluster.kmeans import lloyd
 from amilst_lite.cluster.selection import select_n_domains
@@ -52,8 +52,8 @@ def _few_steps():
     """The mixtures of `AMILST` stop early: steps of EM are alike, and take most of the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shrinkage, "COLUMNS", (1 / 2, 1.0))
-        patch.setattr(shrinkage, "_ROUNDS", ((4, 2), (20, 1)))
-        patch.setattr(shrinkage, "_TOL", 1e-4)
+        patch.setattr(restarts, "_ROUNDS", ((4, 2), (20, 1)))
+        patch.setattr(restarts, "_TOL", 1e-4)
         yield
 
 
