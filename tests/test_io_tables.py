@@ -469,8 +469,10 @@ def test_memory_is_that_of_the_result_and_a_block(tmp_path, monkeypatch, by_colu
         tracemalloc.stop()
     result = matrix.data.nbytes + matrix.indices.nbytes + matrix.indptr.nbytes
     np.testing.assert_array_equal(matrix.toarray(), counts)
-    # 750,000 numbers; characters, text objects and numbers of a block, and the names
-    assert peak < 1.5 * (result + 50_000 * (1 + 8 / 2)) + 3000 * 100
+    # 750,000 numbers; characters, text objects and numbers of a block, and the names. Since numpy 2.5, which copies an
+    # array to extend it, a second copy of the numbers or of their places, which is half of the result, counts as well.
+    copied = result / 2 if np.lib.NumpyVersion(np.__version__) >= "2.5.0" else 0
+    assert peak < 1.25 * (result + 50_000 * (1 + 8 / 2)) + 3000 * 100 + copied
 
 
 @pytest.mark.slow

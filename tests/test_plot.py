@@ -778,7 +778,8 @@ def test_names_of_sections_are_drawn_literally(name, expected, tmp_path):
         _check_literal(
             plot.draw_domains(points, labels, annotation=annotation, sections=sections), tmp_path, shown
         )
-    obs = pd.DataFrame({"d": labels, "s": sections}, index=[f"spot{i}" for i in range(8)])
+    # as objects, because the strings of pandas 3 refuse lone surrogates
+    obs = pd.DataFrame({"d": labels, "s": sections}, index=[f"spot{i}" for i in range(8)], dtype=object)
     _check_literal(plot.composition(ad.AnnData(obs=obs), "s", "d"), tmp_path, shown)
 
 
