@@ -454,6 +454,8 @@ def test_analyze_writes_tables_and_slots(section, finished, tmp_path, capsys):
     for wrong, said in (("unknown", "choose from markers"), ("comparison", "--condition-key")):
         message = refused(capsys, "analyze", result, wrong, "-o", tmp_path / "other")
         assert said in message and "reading" not in message  # before the file is read
+    conditions = refused(capsys, "analyze", result, "--condition-key", "drug", "-o", tmp_path / "other")
+    assert "'drug'" in conditions  # compared without being named
     assert "could be repeated" in refused(
         capsys,
         "analyze",

@@ -330,7 +330,7 @@ def analyze(options: argparse.Namespace, console: Console) -> None:
     from .. import analysis, io, pipeline, results
 
     _check_outside(options.output, options.input)
-    names = options.analyses or analysis.CHEAP
+    names = options.analyses or (*analysis.CHEAP, *(["comparison"] if options.condition_key else []))
     given = {
         name: getattr(options, name)
         for name in ("domain", "sample_key", "condition_key", "seed")

@@ -101,7 +101,8 @@ def build_parser() -> argparse.ArgumentParser:
     analyze.add_argument("input", metavar="RESULT", help="h5ad with domains, such as OUT/result.h5ad")
     analyze.add_argument(
         "analyses", nargs="*", metavar="NAME",
-        help="names of analyses, see below (default: those that take seconds, marked *)",
+        help="names of analyses, see below (default: those that take seconds, marked *, "
+        "and comparison with --condition-key)",
     )  # fmt: skip
     analyze.epilog = "analyses:\n" + "\n".join(f"  {name:20s}{text}" for name, text in _ANALYSES.items())
     analyze.formatter_class = argparse.RawDescriptionHelpFormatter
