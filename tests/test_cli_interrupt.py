@@ -36,6 +36,15 @@ with interruptible(lambda text: print(text, file=sys.stderr)):
 """
 
 
+AT_THE_END = """
+import atexit, signal, sys
+from amilst_lite.cli import main
+atexit.register(signal.raise_signal, signal.SIGINT)
+sys.argv = ["amilst"]
+sys.exit(main())
+"""
+
+
 def start(*arguments):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.Popen(
@@ -92,6 +101,12 @@ def test_a_signal_in_a_finalizer_is_not_lost():
     _, shown = process.communicate(timeout=30)
     assert process.returncode == 143
     assert shown == "interrupted (SIGTERM); what was unfinished has been removed\n"
+
+
+def test_a_signal_after_the_last_line_shows_no_traceback():
+    process = start("-c", AT_THE_END)
+    written, shown = process.communicate(timeout=30)
+    assert process.returncode == 2 and "usage: amilst" in written and shown == ""  # as without the signal
 
 
 def test_handlers_are_restored():

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
 
     try:
-        with interruptible(_show):
+        with interruptible(_show, to_the_end=arguments is None):
             return _main(arguments)
     except KeyboardInterrupt as error:  # `Interrupted`, unless not in the main thread
         interrupted = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)

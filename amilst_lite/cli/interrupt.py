@@ -45,7 +45,7 @@ def advising(text: Callable[[], str]) -> Iterator[None]:
 
 
 @contextmanager
-def interruptible(show: Callable[[str], None]) -> Iterator[None]:
+def interruptible(show: Callable[[str], None], *, to_the_end: bool = False) -> Iterator[None]:
     """Within: signals to end raise `Interrupted`, once; if that has not ended the body soon, the process is ended.
 
     Python runs handlers of signals between two steps of the main thread, which may be far apart: matrix products
@@ -56,6 +56,9 @@ def interruptible(show: Callable[[str], None]) -> Iterator[None]:
     ----------
     show
         Called by the second thread with the message.
+    to_the_end
+        The process ends after the body: the signals are then ignored, since nothing is left to interrupt and Python
+        would show the traceback of its own end. Otherwise they are answered as before.
     """
     # handlers belong to the main thread; signals that the parent process ignores (nohup) remain ignored
     numbers = [
@@ -106,5 +109,5 @@ def interruptible(show: Callable[[str], None]) -> Iterator[None]:
         watcher.join()
         os.close(incoming)
         for number, handler in earlier.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if to_the_end else handler)
         sys.unraisablehook = shown_otherwise
