@@ -41,9 +41,8 @@ COLORS = (
     "#8778FF", "#695A78", "#693C0F", "#B4B487", "#FFC3F0", "#96784B", "#965A5A", "#C3A5A5", "#698787", "#4B3CB4",
 )  # fmt: skip
 MISSING = "#D9D9D9"  # spots without a label
-_MOST_NUMBERS = (
-    100  # with decimals, such as layers 2.5 and 3.5; measurements have more, and no legend holds them
-)
+_MOST_NUMBERS = 100
+"""With decimals, such as layers 2.5 and 3.5; measurements have more, and no legend holds them."""
 
 
 # ----------------------------------------------------------------------------------------------- palette
