@@ -7,7 +7,8 @@ import os
 import signal
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +50,30 @@ def without_package(monkeypatch) -> Callable[[str], None]:
     return remove
 
 
-@pytest.fixture
-def light_figures(monkeypatch):
-    """Files of figures hold a single pixel: drawing takes most of the time of a small `amilst run`.
-
-    For tests of everything else; the figures are made all the same, and those of test_plot and test_results drawn.
-    """
-
+@contextmanager
+def _light_figures() -> Iterator[None]:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header, pixel = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0), zlib.compress(b"\0\0")
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixel) + chunk(b"IEND", b"")
-    monkeypatch.setattr("amilst_lite.plot.save", lambda figure, path: Path(path).write_bytes(png))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("amilst_lite.plot.save", lambda figure, path: Path(path).write_bytes(png))
+        yield
+
+
+@pytest.fixture
+def light_figures() -> Iterator[None]:
+    """Files of figures hold a single pixel: drawing takes most of the time of a small `amilst run`.
+
+    For tests of everything else; the figures are made all the same, and those of test_plot and test_results drawn.
+    """
+    with _light_figures():
+        yield
+
+
+@pytest.fixture(scope="module")
+def light_figures_of_the_module() -> Iterator[None]:
+    """The same for all tests of a file, and for its fixtures."""
+    with _light_figures():
+        yield

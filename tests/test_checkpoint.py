@@ -24,6 +24,8 @@ from amilst_lite.checkpoint import Checkpoint, fingerprint
 from amilst_lite.cli import main
 from amilst_lite.errors import AmilstWarning, InputError, recorded_warnings, warn
 
+pytestmark = pytest.mark.usefixtures("light_figures_of_the_module")
+
 QUICK = {"epochs": 4, "n_init": 6, "shrinkage": 0.2}
 
 
@@ -354,7 +356,7 @@ def run(adata, folder, settings, checkpoint):
 
 
 @pytest.fixture(scope="module")
-def whole_run(tmp_path_factory):
+def whole_run(tmp_path_factory, light_figures_of_the_module):
     """By its name: the section before and after a run, what it wrote, its steps and its checkpoint."""
     runs = {}
 

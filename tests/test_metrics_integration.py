@@ -371,12 +371,12 @@ def test_several_domains_are_scored_with_one_search(monkeypatch):
 def test_memory_of_integration():
     import tracemalloc
 
-    labels, section, points = _embedding(30_000)
+    labels, section, points = _embedding(20_000)
     tracemalloc.start()
     metrics.integration_scores(labels, section, points)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 400e6  # N×N bytes would be 900 MB, floats 7.2 GB
+    assert peak < 270e6  # N×N bytes would be 400 MB, floats 3.2 GB
 
 
 @pytest.mark.slow

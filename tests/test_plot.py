@@ -253,8 +253,11 @@ def _check_literal(figure, tmp_path, expected):
     ElementTree.parse(tmp_path / "figure.svg")  # well-formed
 
 
-@pytest.mark.parametrize(("name", "expected"), NAMES, ids=NAME_IDS)
-@pytest.mark.parametrize("column", ["labels", "refined", "annotation"])
+@pytest.mark.parametrize(
+    ("column", "name", "expected"),
+    [("labels", *one) for one in NAMES]
+    + [(c, *one) for c in ("refined", "annotation") for one in NAMES[::4]],
+)
 def test_labels_are_drawn_literally(column, name, expected, tmp_path):
     columns = {"labels": ["1", "1", "2", "2"], column: ["other", name, "other", name]}
     figure = plot.draw_domains(np.arange(8.0).reshape(4, 2), **columns)
@@ -683,8 +686,10 @@ def test_only_few_planes_are_panels(adata, n_planes):
     assert len(_panels(figure)) == (48 if n_planes == 48 else 1)
 
 
-@pytest.mark.parametrize("n_sections", [40, 60])
-@pytest.mark.parametrize("columns", [{}, {"annotation": "layer", "refined": "amilst_domain_refined"}])
+@pytest.mark.parametrize(
+    ("n_sections", "columns"),
+    [(20, {}), (60, {}), (40, {"annotation": "layer", "refined": "amilst_domain_refined"})],
+)
 def test_many_sections_fit_into_one_figure(adata, n_sections, columns, tmp_path):
     adata.obs["section"] = np.arange(300) * n_sections // 300
     figure = plot.domains(adata, sample_key="section", **columns)
@@ -705,14 +710,15 @@ def test_many_sections_fit_into_one_figure(adata, n_sections, columns, tmp_path)
     assert _legends(figure)["Domains"] == dict(zip("1234", plot.palette(4), strict=True))
 
 
-@pytest.mark.parametrize("annotated", [False, True])
 @pytest.mark.parametrize(
-    ("shape", "n_sections", "n_labels", "name"),
+    ("shape", "n_sections", "n_labels", "name", "annotated"),
     [
-        ((1, 0.3), 3, 3, "section " * 20),
-        ((1, 0.3), 3, 70, "s"),
-        ((0.2, 1), 3, 3, "section " * 20),
-        ((0.2, 1), 48, 3, "section " * 20),
+        ((1, 0.3), 3, 3, "section " * 20, False),
+        ((1, 0.3), 3, 3, "section " * 20, True),
+        ((1, 0.3), 3, 70, "s", True),
+        ((0.2, 1), 3, 3, "section " * 20, True),
+        ((0.2, 1), 48, 3, "section " * 20, False),
+        ((0.2, 1), 12, 3, "section " * 20, True),
     ],
 )
 def test_texts_of_several_sections_do_not_overlap(shape, n_sections, n_labels, name, annotated, tmp_path):
@@ -908,8 +914,10 @@ def test_panels_have_letters(adata):
     assert [panel_letter(i) for i in (0, 25, 26, 701, 702)] == ["a", "z", "aa", "zz", "aaa"]
 
 
-@pytest.mark.parametrize("n_sections", [1, 4, 12])
-@pytest.mark.parametrize("shape", [(1, 1), (1, 0.3), (0.3, 1)])
+@pytest.mark.parametrize(
+    ("n_sections", "shape"),
+    [(1, (1, 1)), (1, (1, 0.3)), (1, (0.3, 1)), (4, (1, 1)), (12, (1, 0.3)), (12, (0.3, 1))],
+)
 def test_figures_have_the_width_of_a_page(n_sections, shape, tmp_path):
     """What `amilst run` draws beside an annotation is legible at the width of a page, 180 mm."""
     points = np.random.default_rng(0).uniform(size=(240, 2)) * shape

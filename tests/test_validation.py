@@ -43,8 +43,8 @@ def torch_state(name):
 
 ESTIMATORS = {
     "kmeans": lambda: KMeans(6, n_init=3),
-    "tied": lambda: GaussianMixture(6, n_init=6, max_iter=30),
-    "full": lambda: GaussianMixture(3, covariance_type="full", n_init=6, covariance_prior=5.0, max_iter=30),
+    "tied": lambda: GaussianMixture(6, n_init=2, max_iter=10),
+    "full": lambda: GaussianMixture(3, covariance_type="full", n_init=2, covariance_prior=5.0, max_iter=10),
     "exact PCA": lambda: PCA(4, solver="exact"),
     "randomized PCA": lambda: PCA(4, scale=True, solver="randomized"),
 }
