@@ -153,6 +153,7 @@ def start(out: Path, log: Path, arm: Callable[[], None] = lambda: None) -> int:
 
 def fork(command: list[str], log: Path, arm: Callable[[], None] = lambda: None) -> int:
     """Start `amilst` in a fork; its process number. Its stderr goes to ``log``."""
+    log.touch()  # it may be killed before it opens it
     # until the child is in its own block, a signal would unwind what it has copied of the parent, which cleans up
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     process = os.fork()

@@ -190,6 +190,7 @@ class Soak:
     def start(self, command: list[str], name: str, arm: Any = lambda: None) -> tuple[int, Path, Path]:
         """Start a command; its process number, and the files of its stderr and stdout."""
         log, printed = self.logs / f"{name}.err", self.logs / f"{name}.out"
+        printed.touch()
 
         def prepare() -> None:
             os.dup2(os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
