@@ -378,7 +378,7 @@ def whole_run(tmp_path_factory, light_figures_of_the_module):
     ("name", "last"),
     [
         ("chosen", "selection-4"),
-        ("chosen", "mixture-15"),
+        ("chosen", "mixture"),
         ("chosen", "analysis-enrichment"),
         ("joint", "correct"),
         ("latent", "train"),

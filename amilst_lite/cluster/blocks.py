@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import TypeVar
 
 import torch
@@ -41,6 +41,21 @@ def block_threads() -> Iterator[None]:
                 yield
             finally:
                 _POOL.reset(token)
+
+
+def concurrently(functions: Sequence[Callable[[], T]], device: torch.device = CPU) -> list[T]:
+    """Results of functions that do not depend on each other, in order.
+
+    Within `block_threads`, on a CPU, each is called in a thread of its own, which works on one block after the other:
+    for few rows, this takes less time than several blocks of one function at a time.
+    """
+    pool = _POOL.get()
+    if pool is None or device.type != "cpu":
+        return [function() for function in functions]
+    contexts = [copy_context() for _ in functions]
+    for context in contexts:
+        context.run(_POOL.set, None)
+    return list(pool.map(lambda context, function: context.run(function), contexts, functions))
 
 
 def over_blocks(

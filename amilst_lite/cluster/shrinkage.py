@@ -28,7 +28,7 @@ from ..distributed import alone, ranks
 from ..runtime import resolve_device, spawn_seeds
 from . import covariance as models
 from .averaging import FittedAverage, PrincipalAxes, log_likelihood, overlaps, temper, temperature_for
-from .blocks import block_threads
+from .blocks import block_threads, concurrently
 from .restarts import MOST_ROWS, Density, Restarts
 
 __all__ = ["SHARES", "Evidence", "MixtureAverage", "fit_average", "held_out"]
@@ -167,18 +167,22 @@ def fit_average(
         chosen = np.flatnonzero(weights[row])
         tried = np.arange(max(0, chosen[0] - 2), chosen[-1] + 1)
     weights /= weights.sum()
-    fits: list[tuple[float, Density]] = []
+    paths = [
+        partial(
+            _fitted_densities, shares[weights[row] > 0].tolist(),
+            rotated[:, :width], n_components, covariance_type, n_init, seeds[len(columns) + row], resolved,
+        )
+        for row, width in enumerate(columns)
+    ]  # fmt: skip
     with block_threads():
-        for row, width in enumerate(columns):
-            used = np.flatnonzero(weights[row])
-            densities = checkpoint.stage(
-                f"mixture-{width}",
-                partial(
-                    _fitted_densities, shares[used].tolist(),
-                    rotated[:, :width], n_components, covariance_type, n_init, seeds[len(columns) + row], resolved,
-                ),
-            )  # fmt: skip
-            fits.extend(zip(weights[row, used].tolist(), densities, strict=True))
+        if n <= MOST_ROWS:
+            found = checkpoint.stage("mixture", partial(concurrently, paths, resolved))
+        else:
+            found = [
+                checkpoint.stage(f"mixture-{width}", path) for width, path in zip(columns, paths, strict=True)
+            ]
+        densities = [density for of_width in found for density in of_width]
+        fits = list(zip(weights[weights > 0].tolist(), densities, strict=True))
         fitted = FittedAverage.of(axes, rotated, fits, model, resolved)
         average = fitted.average(X, resolved)
         labels = average.argmax(1)
@@ -240,17 +244,18 @@ def held_out(
     else:
         X = torch.from_numpy(ranks().gather(X.numpy()))
         halves = np.arange(n) // _block_length(n) % 2
-    total = np.zeros(len(shares))
-    densities: list[list[Density]] = []
     model = models.canonical_model(covariance_type)
+
+    def of_half(half: int) -> tuple[list[Density], list[float]]:
+        fitted, rest = (X[torch.from_numpy(halves == part)] for part in (half, 1 - half))
+        densities = Restarts(fitted, n_components, covariance_type, n_init, seed, device).search(shares)
+        return densities, [log_likelihood(rest, density, model, device) for density in densities]
+
     with alone(), block_threads():
-        for half in (0, 1):
-            fitted, rest = (X[torch.from_numpy(halves == part)] for part in (half, 1 - half))
-            path = Restarts(fitted, n_components, covariance_type, n_init, seed, device)
-            densities.append(path.search(shares))
-            total += [log_likelihood(rest, density, model, device) for density in densities[-1]]
+        found = concurrently([partial(of_half, half) for half in (0, 1)], device)
+        total = np.sum([likelihood for _, likelihood in found], axis=0)
         best = int(np.argmax(total))
-        gram = overlaps(X, [density[best] for density in densities], model, device)
+        gram = overlaps(X, [densities[best] for densities, _ in found], model, device)
     first, second = linear_sum_assignment(gram[0, :, 1], maximize=True)
     return total / len(X), float(gram[0, first, 1, second].sum() / len(X))
 

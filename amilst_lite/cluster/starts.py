@@ -12,6 +12,8 @@ from .kmeans import assign, improve, lloyd, plus_plus
 
 _SAMPLED_ROWS = 1000
 """Rows agglomerated where there are more than `MAX_ROWS`."""
+_KMEANS_ROWS = 5000
+"""Of more rows, short k-means runs see so many, or 100 per component; EM corrects what that costs."""
 
 
 def kmeans_labels(
@@ -49,14 +51,17 @@ def short_kmeans(
 ) -> torch.Tensor:
     """Labels of short k-means runs that alternate between versions of the same rows: (n_runs, n), int32."""
     labels = []
+    n = len(spaces[0])
+    seen = np.linspace(0, n - 1, min(n, max(_KMEANS_ROWS, 100 * n_components))).astype(np.int64)
     for place, rows in enumerate(spaces):
         runs = len(range(place, n_runs, len(spaces)))
         if runs:
             space = torch.from_numpy(rows).to(torch.float32).to(device)
-            centers = plus_plus(space, n_components, runs, generator)
-            centers, inertia, _ = lloyd(space, centers, max_iter=10, tol=0.0)
+            some = space if len(seen) == n else space[torch.from_numpy(seen).to(device)]
+            centers = plus_plus(some, n_components, runs, generator)
+            centers, inertia, _ = lloyd(some, centers, max_iter=10, tol=0.0)
             if place == 0 and n_runs < 5:  # with so few runs, one is improved
-                centers[0], _ = improve(space, centers[0], inertia[0], 0.0, generator)
+                centers[0], _ = improve(some, centers[0], inertia[0], 0.0, generator)
             labels.append(assign(space, centers)[0])
     return torch.cat(labels)
 
