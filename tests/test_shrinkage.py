@@ -8,7 +8,7 @@ import torch
 from mixtures import MODELS, groups, log_density, most_rows, posterior_of
 from sklearn.metrics import adjusted_rand_score
 
-from amilst_lite.cluster import averaging
+from amilst_lite.cluster import averaging, blocks
 from amilst_lite.cluster import shrinkage as module
 from amilst_lite.cluster.averaging import FittedAverage, PrincipalAxes
 from amilst_lite.cluster.restarts import Restarts
@@ -26,6 +26,7 @@ def test_held_out_likelihood_is_that_of_the_other_half(monkeypatch):
         return found
 
     monkeypatch.setattr(Restarts, "search", recording)
+    monkeypatch.setattr(blocks, "n_threads", lambda: 1)  # one half after the other
     shares = [0.05, 0.5]
     likelihood, agreement = held_out(torch.from_numpy(X), 3, shares, n_init=6)
     half = np.arange(len(X)) // 100 % 2
@@ -104,6 +105,9 @@ def test_posteriors_of_the_fits_are_averaged_and_tempered(monkeypatch, columns):
 
     monkeypatch.setattr(Restarts, "fit", recording)
     average = fit_average(X, 3, n_init=8)
+    fits.sort(
+        key=lambda fit: fit[1][1].shape[1]
+    )  # by columns: those of different columns may run side by side
     evidence = average.evidence
     assert evidence.weights.sum() == pytest.approx(1)
     gap = np.nanmax(evidence.log_likelihood, 1, keepdims=True) - evidence.log_likelihood
@@ -210,6 +214,7 @@ def test_halves_of_many_rows_hold_some_rows_of_every_block(monkeypatch):
         original(self, X, *args, **options)
 
     monkeypatch.setattr(Restarts, "__init__", recording)
+    monkeypatch.setattr(blocks, "n_threads", lambda: 1)  # one half after the other
     held_out(torch.from_numpy(X), 2, [0.1], n_init=2)
     assert [set(rows // 100) for rows in found] == [set(range(0, 30, 2)), set(range(1, 30, 2))]
     assert all(np.bincount(rows // 100)[rows // 100].min() >= 19 for rows in found)
@@ -242,3 +247,17 @@ def _blobs_in_blocks(n):
     truth = np.repeat(rng.integers(3, size=n // 200), 200)
     centers = 6 * rng.normal(size=(3, 4)) / 2
     return (centers[truth] + rng.normal(size=(n, 4))).astype(np.float32), truth
+
+
+@pytest.mark.parametrize("n", [400, 900])
+def test_side_by_side_and_in_turn_give_the_same_bits(monkeypatch, n):
+    """Halves and fits of few rows (at most 600 here) run side by side where there are two threads."""
+    most_rows(monkeypatch, 600)
+    X, _ = groups(n)
+    found = []
+    for threads in (1, 2):
+        monkeypatch.setattr(blocks, "n_threads", lambda threads=threads: threads)
+        found.append(fit_average(X, 3, n_init=4))
+    one, two = found
+    np.testing.assert_array_equal(one.probabilities, two.probabilities)
+    np.testing.assert_array_equal(one.evidence.log_likelihood, two.evidence.log_likelihood)

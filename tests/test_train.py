@@ -2,6 +2,9 @@
 
 import dataclasses
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -291,3 +294,20 @@ def test_adam_takes_the_steps_of_torch():
     found = trained(lambda parameters: Adam(parameters, 0.01, 0.1))
     assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
     assert not torch.equal(found[1], found[1].detach() * 0) and torch.equal(found[2], torch.ones(2))
+
+
+def test_training_does_not_import_the_compiler_of_torch():
+    code = """
+import sys, numpy as np, torch
+from amilst_lite.config import TrainConfig
+from amilst_lite.spatial.graph import SpatialGraph
+from amilst_lite.train import Trainer
+graph = SpatialGraph.from_coordinates(np.random.default_rng(0).random((30, 2)), n_neighbors=4)
+Trainer(torch.randn(30, 4), graph, config=TrainConfig(epochs=2)).run()
+print("torch._dynamo" in sys.modules)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"

