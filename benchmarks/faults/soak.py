@@ -57,6 +57,8 @@ FAULTS = (
     "damaged input",
 )
 SHARE_OF_FAULTS = 0.5
+STARTING = 0.1
+"""Seconds after the start in which SIGTERM and SIGINT may end a command without a line: it does not listen yet."""
 PATIENCE = 600
 """Seconds after which a command counts as hanging; the machine may be busy."""
 
@@ -155,6 +157,8 @@ class Soak:
         self.counts: Counter[str] = Counter()
         self.failures: list[str] = []
         self.seconds = 1.0
+        self.moment = 0.0
+        """Seconds between the start of the last command and its signal."""
         self._write_inputs()
 
     def _write_inputs(self) -> None:
@@ -299,7 +303,8 @@ class Soak:
         """Wait for a command and disturb it at a random moment."""
         if fault not in ("SIGKILL", "SIGTERM", "SIGINT", "read-only"):
             return self.wait(process)
-        time.sleep(self.rng.uniform(0, self.seconds))
+        self.moment = self.rng.uniform(0, self.seconds)
+        time.sleep(self.moment)
         if fault == "read-only":
             # busy while a file is open for writing, in which case nothing happens
             changed = subprocess.run(
@@ -326,7 +331,12 @@ class Soak:
         self.counts[f"status {status}"] += 1
         text = log.read_text()
         lines = text.splitlines()
-        if status not in (0, 2, 130, 143, -signal.SIGKILL):
+        too_early = (
+            status in (-signal.SIGTERM, -signal.SIGINT)
+            and self.moment < STARTING
+            and not text + printed.read_text()
+        )
+        if status not in (0, 2, 130, 143, -signal.SIGKILL) and not too_early:
             self.fail(label, f"status {status}: {text[-400:]}")
         if "Traceback" in text or "HDF5-DIAG" in text:
             self.fail(label, f"traceback: {text[-400:]}")
@@ -348,7 +358,7 @@ class Soak:
                 shutil.rmtree(path)
                 self.counts["kept elsewhere"] += 1
         found = digest(folder) if folder.is_dir() else None
-        allowed = {new} if status == 0 else {before} if status == 2 else {before, new}
+        allowed = {new} if status == 0 else {before} if status == 2 or too_early else {before, new}
         if label.endswith("two at once"):
             allowed = {new, before}
         if found not in allowed:
