@@ -167,6 +167,8 @@ def fork(command: list[str], log: Path, arm: Callable[[], None] = lambda: None) 
                 os.dup2(stream.fileno(), 2)
             sys.stderr = os.fdopen(2, "w")
             sys.argv = ["amilst", *command]
+            # until the command listens, a signal ends it at once, as it does a process that still imports
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             arm()
             from amilst_lite.cli import main
