@@ -246,6 +246,17 @@ def test_without_zarr(tmp_path, without_package):
         io.read(path)
 
 
+@pytest.mark.parametrize("slot", ["obs", "var"])
+def test_repeated_columns(tmp_path, slot):
+    adata = make()
+    getattr(adata, slot)["size"] = 1.0
+    path = write(adata, tmp_path / "section.h5ad", "h5ad")
+    with h5py.File(path, "r+") as file:
+        file[slot].attrs["column-order"] = ["size", "size"]
+    with pytest.raises(InputError, match=rf"columns 'size' of {slot} are there more than once"):
+        io.read(path)
+
+
 def test_external_link_in_h5ad(tmp_path):
     write(make(), tmp_path / "a.h5ad", "h5ad")
     with h5py.File(write(make(), tmp_path / "b.h5ad", "h5ad"), "a") as file:

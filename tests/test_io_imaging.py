@@ -179,6 +179,17 @@ def test_repeated_genes_and_cells(tmp_path):
         amilst.read(folder)
 
 
+def test_repeated_cells_of_another_section(tmp_path):
+    # refused before millions of names are made unique, so without a warning
+    folder = write_merscope(tmp_path)
+    counts = merscope_counts()
+    for name in IDS:
+        counts = counts.replace(name, "0")
+    write_text(folder / "cell_by_gene.csv", counts)
+    with pytest.raises(InputError, match=r"0 of 12 spots match one of its 12 rows.*found '0'"):
+        amilst.read(folder)
+
+
 def test_blanks_only(tmp_path):
     folder = write_merscope(tmp_path)
     write_text(folder / "cell_by_gene.csv", merscope_counts([f"Blank-{i}" for i in range(10, 17)]))

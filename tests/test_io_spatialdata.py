@@ -270,6 +270,8 @@ def test_regions_outside_the_store(tmp_path):
     (store / "shapes" / "linked").symlink_to(tmp_path / "other" / "circles")
     with pytest.raises(InputError, match="region 'linked' is neither in shapes"):
         io.read(store)
+    with pytest.raises(InputError, match=r"region '\.' is neither in shapes"):
+        io.read(write_store(tmp_path / "u.zarr", 3, cells=make_table(".")))
 
 
 def test_points(tmp_path):

@@ -160,8 +160,15 @@ def prepare(adata: AnnData, path: Path, layer: str | None) -> AnnData:
     Raises
     ------
     InputError
-        There is no expression matrix, or not that layer.
+        There is no expression matrix, or not that layer; or names of columns repeat.
     """
+    for slot in ("obs", "var"):
+        columns = getattr(adata, slot).columns
+        if columns.has_duplicates:
+            raise InputError(
+                f"{path}: the columns {examples(columns[columns.duplicated()].unique())} of {slot} are there more than "
+                "once. Write the file again with unique names."
+            )
     _check_matrices(adata, path)
     if layer is not None:
         adata = _with_layer(adata, path, layer)

@@ -57,6 +57,7 @@ _UNITS = {
 
 _VISIUM_PITCH = 100.0  # µm
 _MOST_ANISOTROPIC = 1.05
+_MOST_COMPARED = 10_000  # names, for the hint of a message
 
 SELECTION_COLUMNS = ("in_tissue", "selected")
 """Columns in which 0 marks spots to leave out."""
@@ -282,13 +283,13 @@ class SpotTable:
         ]
         return max(matches, key=lambda match: match.found)  # the first of equals
 
-    def locate(self, names: pd.Index) -> tuple[np.ndarray, str]:
-        """The row of each name (n,), int64, -1 if there is none; and the column that holds the names.
+    def expect_match(self, names: pd.Index) -> Match:
+        """`match`, with at least one name.
 
         Raises
         ------
         InputError
-            No name is in the table, or a spot has several rows.
+            No name is in the table.
         """
         best = self.match(names)
         if best.found == 0:
@@ -298,6 +299,17 @@ class SpotTable:
                 f"{examples(best.identifiers)} in column {best.column!r} of the table."
                 f"{suffix_hint(names, best.identifiers)}"
             )
+        return best
+
+    def locate(self, names: pd.Index) -> tuple[np.ndarray, str]:
+        """The row of each name (n,), int64, -1 if there is none; and the column that holds the names.
+
+        Raises
+        ------
+        InputError
+            No name is in the table, or a spot has several rows.
+        """
+        best = self.expect_match(names)
         repeated = best.identifiers[best.identifiers.duplicated() & best.identifiers.notna()]
         if len(repeated):
             raise InputError(
@@ -489,14 +501,18 @@ def visium_pixel_size(points: np.ndarray, rows: Any, columns: Any) -> float | No
 
 
 def suffix_hint(names: pd.Index, identifiers: pd.Index) -> str:
-    """A hint for the message if names would match without the "-1" that 10x appends to barcodes."""
+    """A hint for the message if names, of many the first, match without the "-1" that 10x appends to barcodes."""
     bare_names, bare_identifiers = (
-        index.astype(str).str.replace(r"-\d+$", "", regex=True) for index in (names, identifiers)
+        index.astype(str).str.replace(r"-\d+$", "", regex=True)
+        for index in (names[:_MOST_COMPARED], identifiers)
     )
     found = bare_names.isin(bare_identifiers).sum()
     if not found:
         return ""
-    return f" {found} would match without the suffix ('-1'): add it to one side or remove it from the other."
+    those = "" if len(names) <= _MOST_COMPARED else f" of the first {_MOST_COMPARED}"
+    return (
+        f" {found}{those} would match without the suffix ('-1'): add it to one side or remove it from the other."
+    )
 
 
 def _columns_for(adata: AnnData, path: PathLike) -> dict[str, np.ndarray]:

@@ -361,6 +361,8 @@ def _read_cells(
             is_outside = columns[0] == outside
             left_out["rows of counts outside cells"] = int(is_outside.sum())
             cells, matrix = cells[~is_outside], without_rows(matrix, is_outside)
+    if not by_order:
+        table.expect_match(cells)  # before millions of repeated names are made unique
     obs, var = pd.DataFrame(index=cells), pd.DataFrame(index=header[genes])
     return join_cells(assemble(to_csr(matrix), obs, var, counts), table, counts), left_out
 

@@ -307,7 +307,8 @@ class _Regions:
         """The folder of an element; None if there is none of that name in the store itself."""
         for kind in _ELEMENTS:
             element = self.store / kind / region
-            if element.is_dir() and element.resolve() == self.store.resolve() / kind / region:
+            is_name = element.name == region  # not "." or a path
+            if is_name and element.is_dir() and element.resolve() == self.store.resolve() / kind / region:
                 return element
         return None
 
