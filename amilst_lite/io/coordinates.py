@@ -510,9 +510,7 @@ def suffix_hint(names: pd.Index, identifiers: pd.Index) -> str:
     if not found:
         return ""
     those = "" if len(names) <= _MOST_COMPARED else f" of the first {_MOST_COMPARED}"
-    return (
-        f" {found}{those} would match without the suffix ('-1'): add it to one side or remove it from the other."
-    )
+    return f" {found}{those} would match without the suffix ('-1'): add it to one side or remove it from the other."
 
 
 def _columns_for(adata: AnnData, path: PathLike) -> dict[str, np.ndarray]:
