@@ -157,7 +157,7 @@ class PreprocessConfig(_Checked):
         "choice",
         choices=("median", "published"),
     )
-    n_components: int = _option(30, "number of principal components", "integer", 1)
+    n_components: int = _option(40, "number of principal components", "integer", 1)
 
 
 @dataclass(frozen=True, kw_only=True)
