@@ -131,7 +131,7 @@ def estimate(
     results = _RESULTS + n_spots * (_RESULTS_SPOT + more) + _DRAWN_SPOT * min(n_spots, _DRAWN_SPOTS)
     work = max(
         n_spots * (_TRAIN_SPOT + more) + _TILE_SPOT * min(n_spots, _TILES * config.train.batch_size) + step,
-        n_spots * (_CLUSTER_SPOT + more) + _FIT_SPOT * min(n_spots, _FIT_SPOTS) * width + search,
+        n_spots * (_CLUSTER_SPOT + more) + _FIT_SPOT * min(n_spots, _FIT_SPOTS) * min(width, 1) + search,
         n_spots * (_REFINE_SPOT + more) + _RESULTS,
         results,
     )

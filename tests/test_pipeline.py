@@ -78,8 +78,8 @@ def test_slots_are_those_of_the_design(section, done):
         ("uns", "amilst"), ("uns", "amilst_domain_colors"), ("uns", "amilst_domain_refined_colors"),
         ("uns", "spatial_neighbors"),
     }  # fmt: skip
-    assert done.obsm["X_amilst"].shape == (300, 30) and done.obsm["X_amilst"].dtype == np.float32
-    assert done.obsm["X_amilst_pca"].shape == (300, 30)
+    assert done.obsm["X_amilst"].shape == (300, 40) and done.obsm["X_amilst"].dtype == np.float32
+    assert done.obsm["X_amilst_pca"].shape == (300, 40)
     # two networks, each with widths 20 (f) and 8 (g)
     assert done.obsm["X_amilst_latent"].shape == (300, 2 * 28)
     for name in ("amilst_domain", "amilst_domain_refined"):

@@ -51,6 +51,14 @@ def test_columns_are_enough_for_the_means_of_all_components(monkeypatch):
     assert fit_average(X, 6, shrinkage=0.1, n_init=2).evidence.columns.tolist() == [10, 12]
 
 
+@pytest.mark.parametrize(("k", "columns"), [(3, [15, 20, 30]), (35, [34])])
+def test_at_most_30_axes_or_those_of_the_means(k, columns):
+    X = np.random.default_rng(0).standard_normal((200, 40)).astype(np.float32)
+    average = fit_average(X, k, shrinkage=0.9, n_init=1)
+    assert average.evidence.columns.tolist() == columns
+    assert average.fitted.axes.axes.shape == (40, columns[-1])
+
+
 def test_given_shrinkage_is_the_only_one_compared():
     X, truth = groups()
     average = fit_average(X, 3, shrinkage=0.25, n_init=4)

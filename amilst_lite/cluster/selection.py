@@ -22,7 +22,7 @@ from ..distributed import ranks
 from ..errors import InputError
 from ..runtime import spawn_seeds
 from .averaging import PrincipalAxes
-from .shrinkage import SHARES, held_out
+from .shrinkage import MOST_AXES, SHARES, held_out
 
 __all__ = ["Selection", "select_n_domains"]
 
@@ -105,7 +105,8 @@ def select_n_domains(
             f"spots and the candidates {list(candidates)}. Set the number of domains (--n-domains)."
         )
     array = np.asarray(embedding)
-    rotated = torch.from_numpy(PrincipalAxes.of(array).rotate(array))
+    axes = PrincipalAxes.of(array, max(MOST_AXES, usable[-1] - 1))
+    rotated = torch.from_numpy(axes.rotate(array))
     rotated = rotated[:, : max(1, usable[-1] - 1, round(_COLUMNS * rotated.shape[1]))]
     shares = np.asarray(SHARES if config.shrinkage is None else (config.shrinkage,), dtype=float)
     near = np.arange(len(shares))  # shares tried: all at first, then those next to the last best
