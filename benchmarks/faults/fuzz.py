@@ -40,6 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))  # the writers of the files
 
 import anndata
+import harness
 import mutations
 import numpy as np
 import pandas as pd
@@ -626,7 +627,8 @@ def main() -> int:
 def _run(chosen: Mapping[str, Reader], work: Path, options: argparse.Namespace) -> int:
     columns = ("inputs", "accepted", "refused", "failures", "per s", "messages", "lines")
     print(f"{'reader':16}" + "".join(f"{name:>10}" for name in columns))
-    record: dict[str, Any] = {}
+    record = harness.record(options.json, "fuzz", seed=options.seed)
+    failed = False
     for name, reader in chosen.items():
         tally = fuzz(
             reader,
@@ -647,18 +649,27 @@ def _run(chosen: Mapping[str, Reader], work: Path, options: argparse.Namespace) 
             len(tally.own_lines),
         ]
         print(f"{name:16}" + "".join(f"{one:10}" for one in shown) + f" +{more}", flush=True)
-        record[name] = {
-            **counts,
-            "seconds": round(tally.seconds, 1),
-            "messages": sorted(tally.messages),
-            "lines_of_seeds": len(tally.own_lines),
-            "other_lines": more,
-            "errors_inside": dict(tally.causes),
-            "failed": tally.failures,
-        }
-    if options.json is not None:
-        options.json.write_text(json.dumps({"seed": options.seed, "readers": record}, indent=1) + "\n")
-    return int(any(one.get("failures") for one in record.values()))
+        failed |= bool(tally.failures)
+        record.add_row(
+            {
+                "name": name,
+                "counts": {
+                    "runs": counts["inputs"],
+                    "accepted": counts["accepted"],
+                    "refused": counts["refused"],
+                    "different_messages": len(tally.messages),
+                },
+                "failures": [
+                    f"{one['number']}: {one['outcome']}: {one['detail'].strip()[-300:]}"
+                    for one in tally.failures
+                ],
+                "seconds": round(tally.seconds, 1),
+                "lines_of_seeds": len(tally.own_lines),
+                "other_lines": more,
+                "errors_inside": dict(tally.causes),
+            }
+        )
+    return int(failed)
 
 
 def _keep(reader: Reader, number: int, options: argparse.Namespace, root: Path) -> None:

@@ -256,7 +256,7 @@ class Soak:
         if fault == "read-only" and not self.is_mounted:
             fault = None
         flags = ["--resume"] if operation.name == "run" and self.rng.random() < 0.5 else []
-        self.counts["commands"] += 1
+        self.counts["runs"] += 1
         self.counts[operation.name] += 1
         label = f"{number}: {operation.name} {operation.slot} {' '.join(flags)} with {fault}"
         if fault is not None:
