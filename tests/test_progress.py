@@ -72,6 +72,7 @@ def test_every_stage_of_a_run_has_a_bar(bars, caplog):
     tried = next(bar for bar in bars if bar.desc == "cluster").seen  # the choice of K, one after the other
     n_tried = len(adata.uns["amilst"]["selection"]["n_domains"])
     assert [done for done, _ in tried] == list(range(1, n_tried + 1)) and n_tried > 3
+    assert tried[-1] == (n_tried, n_tried)
     # one line says what was found
     summary = caplog.records[-1].getMessage()
     assert summary.startswith(f"{model.n_domains_} domains of ") and "mean confidence 0." in summary

@@ -82,7 +82,7 @@ def select_n_domains(
     device : str or torch.device
         Device of the mixtures.
     callback : callable, optional
-        Called with (number tried, number of candidates) after each.
+        Called with (number tried, number to try) after each; the second falls to the first where the rest is skipped.
     checkpoint : Checkpoint, optional
         Keeps the likelihood of each candidate.
 
@@ -129,10 +129,11 @@ def select_n_domains(
             }
         )
         near = np.unique(np.clip(near[best] + np.arange(-1, 2), 0, len(shares) - 1))
-        if callback is not None:
-            callback(place + 1, len(usable))
         found = np.array([row["log_likelihood"] for row in rows])
-        if len(found) - 1 - found.argmax() >= _PATIENCE or found.max() - found[-1] > _CLEARLY:
+        falls = len(found) - 1 - found.argmax() >= _PATIENCE or found.max() - found[-1] > _CLEARLY
+        if callback is not None:
+            callback(place + 1, place + 1 if falls else len(usable))
+        if falls:
             break
     table = pd.DataFrame(rows).astype({"n_domains": int})
     chosen = int(table.loc[table["log_likelihood"] >= found.max() - _SLACK, "n_domains"].min())
