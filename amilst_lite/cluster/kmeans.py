@@ -200,6 +200,7 @@ def improve(
         Of the same shapes; the inertia is no higher than it was.
     """
     n_clusters = len(centers)
+    rounding = torch.finfo(X.dtype).eps * X.square().sum(dtype=torch.float64)
     failures = 0
     while failures < _PATIENCE:
         draws = torch.rand(_CANDIDATES, generator=generator, dtype=torch.float32).to(X.device)
@@ -208,11 +209,15 @@ def improve(
         trials[torch.arange(len(candidates), device=X.device), removed] = X[candidates]
         trials, results, _ = lloyd(X, trials, _TRIAL_PASSES, tol)
         best = int(results.argmin())
-        gained = bool(results[best] < inertia * (1 - 1e-5))
-        failures = 0 if gained else failures + 1
+        # where all rows coincide with centers, the inertia is rounding, which would go up and down without end
+        enough = inertia * (1 - 1e-5) - rounding
+        gained = bool(results[best] < enough)
         if gained:
             finished, result, _ = lloyd(X, trials[best][None], _TRIAL_PASSES, tol)
-            centers, inertia = finished[0], result[0]
+            gained = bool(result[0] < enough)
+            if gained:
+                centers, inertia = finished[0], result[0]
+        failures = 0 if gained else failures + 1
         if n_clusters == 1:
             break
     return centers, inertia
