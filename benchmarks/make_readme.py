@@ -269,12 +269,14 @@ PARTS = (
     ),
     Part(
         "Faults",
-        ("faults_signals.json", "faults_disk.json"),
+        ("faults_signals.json", "faults_disk.json", "faults_soak.json", "faults_fuzz.json"),
         "python benchmarks/faults/signals.py --json benchmarks/results/faults_signals.json\n"
-        "python benchmarks/faults/disk.py --json benchmarks/results/faults_disk.json",
-        "Runs that are ended at random moments and continued with `--resume`, and disks that are full or fail. The "
-        "first lines of each script say what is expected. *Not as expected* counts the runs in which anything else "
-        "happened.",
+        "python benchmarks/faults/disk.py --json benchmarks/results/faults_disk.json\n"
+        "python benchmarks/faults/soak.py --minutes 60 --seed 2 --json benchmarks/results/faults_soak.json\n"
+        "python benchmarks/faults/fuzz.py --json benchmarks/results/faults_fuzz.json",
+        "Runs that are ended at random moments and continued with `--resume`; disks that are full or fail; commands in "
+        "random order with random faults; files changed at random, for each reader. The first lines of each script say "
+        "what is expected. *Not as expected* counts the runs in which anything else happened.",
         (faults.table,),
     ),
 )

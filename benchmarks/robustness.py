@@ -76,7 +76,7 @@ CASES: dict[str, tuple[Perturb, dict[str, Any], int]] = {
     **{f"{share:.0%} of the spots removed": (drop(share), {}, 0) for share in (0.1, 0.3)},
     **{f"coordinates jittered by {s} spacings": (jitter(s), {}, 0) for s in (0.25, 0.5)},
     **{f"{k} neighbors": (unchanged, {"n_neighbors": k}, 0) for k in (4, 8, 12)},
-    **{f"{n} components": (unchanged, {"n_components": n}, 0) for n in (15, 20, 50)},
+    **{f"{n} components": (unchanged, {"n_components": n}, 0) for n in (15, 20, 30, 50)},
     "one domain too few": (unchanged, {}, -1),
     "one domain too many": (unchanged, {}, +1),
     "trained in tiles of 150 spots": (unchanged, {"batch_size": 150}, 0),
