@@ -187,7 +187,9 @@ def test_more_clusters_than_distinct_rows():
     seed=st.integers(0, 1000),
 )
 @example(n=15, d=3, k=9, values=2, seed=181)  # equal centers but for rounding
-@example(n=28, d=2, k=8, values=2, seed=979)  # an inertia of rounding alone, which swaps lower again and again
+@example(
+    n=28, d=2, k=8, values=2, seed=979
+)  # an inertia of rounding alone, which swaps lower again and again
 def test_exact_number_of_clusters(n, d, k, values, seed):
     """Integer grids: duplicates, collinear points, constant columns, rows equally near to two centers."""
     X = np.random.default_rng(seed).integers(values, size=(n, d)).astype(float)
