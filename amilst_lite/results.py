@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -147,6 +148,7 @@ def write_results(
         "processes": record.get("processes", {"n": 1}),
     }
     left_out: list[str] = []
+    made: list[str] = []
 
     def attempt(name: str, action: Callable[[], Any]) -> None:
         try:
@@ -160,6 +162,9 @@ def write_results(
             reason = " ".join(str(error).split()) or type(error).__name__
             left_out.append(f"{name}: {reason}")
             warn(f"{name} was left out: {reason}")
+        else:
+            if name in _FILES and (place / name).exists():
+                made.append(name)
 
     def timed(stage: str, since: float) -> float:
         now = time.perf_counter()
@@ -168,6 +173,8 @@ def write_results(
         return now
 
     def write_record() -> None:
+        if not all((place / name).exists() for name in made):  # the folder is being removed
+            raise FileNotFoundError(errno.ENOENT, "its files have disappeared", str(place))
         found = [*earlier_warnings, *record.get("warnings", ()), *issued]
         summary["warnings"] = list(dict.fromkeys(found))  # a figure and the report may have the same
         summary["left_out"] = left_out

@@ -280,6 +280,19 @@ def test_a_full_disk_changes_nothing(done, tmp_path, monkeypatch, place):
     assert (tmp_path / "run.json").read_text() == "earlier"
 
 
+def test_files_that_disappear_meanwhile_are_noticed(done, tmp_path, monkeypatch, light_figures):
+    """As when OUT is removed while its last files are being written."""
+    out = tmp_path / "out"
+
+    def removing(adata, path, **_):
+        (path.parent / "result.h5ad").unlink()
+
+    monkeypatch.setattr(results, "write_report", removing)
+    with pytest.raises(InputError, match=r"out cannot be written \(its files have disappeared\)"):
+        amilst.write_results(done, out)
+    assert not out.exists() and list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.filterwarnings("ignore::amilst_lite.errors.AmilstWarning")
 def test_failed_scores_do_not_lose_the_run(done, tmp_path, light_figures):
     adata = done.copy()
