@@ -271,7 +271,7 @@ PARTS = (
         "Faults",
         ("faults_signals.json", "faults_disk.json", "faults_soak.json", "faults_fuzz.json"),
         "python benchmarks/faults/signals.py --json benchmarks/results/faults_signals.json\n"
-        "python benchmarks/faults/disk.py --json benchmarks/results/faults_disk.json\n"
+        "python benchmarks/faults/disk.py --most 800 --json benchmarks/results/faults_disk.json\n"
         "python benchmarks/faults/soak.py --minutes 60 --seed 2 --json benchmarks/results/faults_soak.json\n"
         "python benchmarks/faults/fuzz.py --json benchmarks/results/faults_fuzz.json",
         "Runs that are ended at random moments and continued with `--resume`; disks that are full or fail; commands in "
