@@ -216,6 +216,7 @@ def write_results(
     with io.atomic_files(folder, _FILES) as place, recorded_warnings() as issued:
         if not some_spots:
             _write_domains(adata, names, place / "domains.csv")
+            made.append("domains.csv")
         begin("analyze")
         for name in analysis.CHEAP:
             attempt(f"{name}.csv", lambda name=name: analyze(name))  # type: ignore[misc]

@@ -4,9 +4,10 @@
 results of an earlier command. Half of the commands suffer a fault: SIGKILL, SIGTERM or SIGINT at a random moment; a
 full or failing disk from a random write, fsync or rename on; a file system that becomes read-only; a second command
 with the same OUT at the same time; an input with damaged bytes. Expected each time: the command ends with
-status 0 and the bits that the same command has without faults, or with one line and status 2, 130 or 143, and the
-earlier results are as they were; afterwards OUT holds the earlier or the new results, and nothing is left beside it but
-what SIGKILL left, which the next command with the same OUT removes. Linux, gcc; the read-only file system needs root.
+status 0 and the bits that the same command has without faults, or with one line and status 2, 130 or 143 (without a
+line if the signal comes before the command listens, in its first 0.1 s), and the earlier results are as they were;
+afterwards OUT holds the earlier or the new results, and nothing is left beside it but what SIGKILL left, which the next
+command with the same OUT removes. Linux, gcc; the read-only file system needs root.
 
     python benchmarks/faults/soak.py [--minutes M] [--seed S] [--json FILE]
 """
