@@ -26,7 +26,7 @@ _BASE = 390 * _MIB  # Python, torch and the other packages
 _ENTRY = 8  # bytes per stored count: float32 and int32
 # Bytes per spot, with 30 components and 20 domains, of what the stages hold: names, coordinates, graph, and three
 # arrays of components from training on.
-_TRAIN_SPOT, _CLUSTER_SPOT, _REFINE_SPOT, _RESULTS_SPOT = 670, 830, 950, 870
+_TRAIN_SPOT, _CLUSTER_SPOT, _REFINE_SPOT, _RESULTS_SPOT = 670, 600, 950, 820
 _TILE_SPOT, _TILES = 170, 32  # of the tiles that are kept, and how many are
 _FIT_SPOT, _FIT_SPOTS = 365, 1_000_000  # of the spots that the mixture is fitted to
 _RESULTS, _DRAWN_SPOT, _DRAWN_SPOTS = 250 * _MIB, 2200, 200_000  # figures and report
@@ -125,7 +125,7 @@ def estimate(
     if on_disk and loaded > _COUNTS_IN_MEMORY:
         loaded = 0
     counts = _ENTRY * (held + loaded)
-    more = 480 * (width - 1) + 8 * (domains - 20)  # of each spot
+    more = 400 * (width - 1) + 8 * (domains - 20)  # of each spot
     step = step_rows * _STEP_ROW
     search = _SEARCH + _SEARCH_SPOT * min(n_spots, _SEARCH_SPOTS)
     results = _RESULTS + n_spots * (_RESULTS_SPOT + more) + _DRAWN_SPOT * min(n_spots, _DRAWN_SPOTS)

@@ -68,6 +68,13 @@ def test_given_coordinates_replace_those_in_the_input(tmp_path):
     assert adata.uns["spatial"]
 
 
+def test_no_such_file_in_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "section.h5ad").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"folder xyz\. The current folder contains 'section\.h5ad'"):
+        io.read("xyz")
+
+
 def test_no_such_file(tmp_path):
     write_10x_h5(tmp_path / "151673.h5")
     with pytest.raises(InputError, match=r"no file or folder .*151637\.h5.*Did you mean '151673\.h5'\?"):

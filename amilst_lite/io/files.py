@@ -68,7 +68,8 @@ def existing(path: PathLike) -> Path:
         if not folder.is_dir():
             raise InputError(f"There is no file or folder {path}: its folder {folder} does not exist.")
         near = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], cutoff=0.5)
-        advice = f"Did you mean {examples(near)}?" if near else f"{folder} contains {listing(folder)}."
+        there = "The current folder" if folder == Path() else str(folder)
+        advice = f"Did you mean {examples(near)}?" if near else f"{there} contains {listing(folder)}."
         raise InputError(f"There is no file or folder {path}. {advice}")
     if not path.is_file() and not path.is_dir():
         # opening a pipe would wait for its writer, and every reader opens its input several times
