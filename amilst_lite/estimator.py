@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -19,7 +20,7 @@ from sklearn.utils import estimator_html_repr
 
 from .checkpoint import Checkpoint
 from .cluster.domains import Domains, find_domains
-from .cluster.selection import Selection, select_n_domains
+from .cluster.selection import select_n_domains
 from .config import Config, preset
 from .distributed import ranks, sampled
 from .errors import InputError, MissingExtraError, NotFittedError, warn
@@ -29,23 +30,49 @@ from .integration import SectionEffect, SectionReference, section_effect
 from .metrics import normalized_mutual_info
 from .nn.model import AMILSTNetwork
 from .nn.sparse import SymmetricAdjacency
-from .progress import advance, begin
-from .runtime import check_seed, resolve_device, stage_seed, standard_math, synchronize
+from .progress import advance, begin, not_shown
+from .runtime import beside, check_seed, n_threads, resolve_device, stage_seed, standard_math, synchronize
 from .spatial.graph import SpatialGraph
 from .spatial.neighbors import check_coordinates, section_codes, typical_spacing
 from .spatial.refine import majority_vote
 from .spatial.spectral_filter import FittedFilter, fit_denoise
 from .train import TRAINERS, Callback
 
-__all__ = ["AMILST", "validate"]
+__all__ = ["AMILST", "MOST_BESIDE", "validate"]
 
 logger = logging.getLogger("amilst_lite")
 
 _SECTIONS_AS_DOMAINS = 0.5
+"""Normalized mutual information of domains and sections above which domains probably follow the sections."""
 _EXTREME_SHARE = 0.5  # of the variance, in a single spot
 _ROWS = 1 << 16  # of a block in float64
-"""Normalized mutual information of domains and sections above which domains probably follow the sections."""
 _MIN_SPOTS_TO_CHOOSE = 20  # below, subsamples are too small to compare numbers of domains
+MOST_BESIDE = 20_000
+"""Spots up to which clustering runs beside the training. With more, each has use for all cores."""
+_STAGES = ("graph", "filter", "correct", "network share", "train", "cluster", "refine")
+
+
+@dataclass(frozen=True)
+class _Networks:
+    """What training gives.
+
+    Attributes
+    ----------
+    share : float
+        Weight of the reconstruction in what is clustered.
+    network : AMILSTNetwork
+        On the CPU.
+    history : dict of str to list of float
+    latent : ndarray of float32, (N, M · (n_f + n_g))
+    embedding : Tensor, (N, ·)
+        What is to be clustered.
+    """
+
+    share: float
+    network: AMILSTNetwork
+    history: dict[str, list[float]]
+    latent: np.ndarray
+    embedding: torch.Tensor
 
 
 class AMILST(ClusterMixin, BaseEstimator):
@@ -96,7 +123,8 @@ class AMILST(ClusterMixin, BaseEstimator):
         The settings that took effect. Those that are decided in the run are in ``evidence_``; ``network_share``
         is filled in.
     seconds_ : dict of str to float
-        Wall-clock time of each stage.
+        Wall-clock time of each stage. Of at most 20,000 spots, "train" and "cluster" run at the same time if no
+        callback is given, the device is the CPU, and torch has several threads.
     n_domains_ : int
         K, given or chosen.
     selection_ : Selection or None
@@ -338,7 +366,9 @@ class AMILST(ClusterMixin, BaseEstimator):
         graph: SpatialGraph | None,
         depth: Any,
         checkpoint: Checkpoint,
+        decide_share: Callable[[], float] | None = None,
     ) -> None:
+        """`fit`, where ``decide_share``, called at most once, decides a share of the network that is left open."""
         config, device = self.resolve_config(), resolve_device(self.device)
         features, points, sections, depths = _check_input(X, coordinates, sample, graph, depth)
         group = ranks()
@@ -348,8 +378,6 @@ class AMILST(ClusterMixin, BaseEstimator):
             _check_distributed(config)
         sections = group.numbered(sections)
         n_sections = group.largest(int(sections.max()) + 1)
-        if config.cluster.network_share is None:  # it takes counts to decide it
-            config = config.replace(network_share=0.0)
         self.seconds_: dict[str, float] = {}
 
         if graph is None:
@@ -363,40 +391,36 @@ class AMILST(ClusterMixin, BaseEstimator):
                 )
         depths = None if depths is None else depths[graph.order]
         ordered_sections = sections[graph.order]
-        features, fitted_filter, latent, embedding = self._represent(
-            features, graph, ordered_sections, n_sections, depths, config, device, checkpoint
-        )
-        with self._timed("cluster", device):
-            seed = stage_seed(self.seed, "cluster")
-            array = embedding.cpu().numpy()
-            self.selection_: Selection | None = None
-            if self.n_domains is None:
-                self.selection_ = select_n_domains(
-                    array,
-                    config=config.cluster,
-                    seed=seed,
-                    device=device,
-                    callback=_tried,
-                    checkpoint=checkpoint,
-                )
-                runners_up = ", ".join(map(str, self.selection_.runners_up))
-                logger.info("%d domains chosen; runners-up: %s", self.selection_.n_domains, runners_up)
-            n_domains = self.n_domains if self.selection_ is None else self.selection_.n_domains
-            self.n_domains_ = int(n_domains)  # type: ignore[arg-type]
-            domains = checkpoint.stage(
-                "cluster",
-                partial(
-                    find_domains,
-                    embedding,
-                    self.n_domains_,
-                    config.cluster,
-                    seed=seed,
-                    device=device,
-                    checkpoint=checkpoint,
-                ),
-                unpack=Domains.from_fields,
+        features = features[torch.from_numpy(graph.order).to(features.device)].to(device)
+        # from here to the results, rows are in the graph's order
+        normalized = graph.normalized(device)
+        fitted_filter: FittedFilter | None = None
+        if config.train.recipe == "default":
+            unfiltered = [features]
+            del features  # the filter lets go of them as soon as they are standardized
+            features, fitted_filter = self._filtered(
+                unfiltered, normalized, depths, config, device, checkpoint
             )
-            self.evidence_ = domains.evidence
+        adjacency = normalized if graph.n_spots <= config.train.batch_size else None  # tiles have their own
+        del normalized
+        features = self._without_section_effect(
+            features, ordered_sections, n_sections, config, device, checkpoint
+        )
+        train = partial(self._trained, features, graph, adjacency, config, device, checkpoint, decide_share)
+        if self._is_independent(config, group.size, len(features), device):
+            with beside(partial(not_shown, train)) as trained:
+                domains = self._clustered(features, config, device, checkpoint)
+                networks = trained()
+            if networks.share > 0:  # rare
+                domains = self._clustered(networks.embedding, config, device, Checkpoint())
+        else:
+            networks = train()
+            domains = self._clustered(networks.embedding, config, device, checkpoint)
+        self.network_, self.history_ = networks.network, networks.history
+        latent, array = networks.latent, networks.embedding.cpu().numpy()
+        config = config.replace(network_share=networks.share)
+        self.evidence_ = domains.evidence
+        del train, networks, adjacency
         with self._timed("refine", device):
             refined = checkpoint.stage(
                 "refine",
@@ -430,67 +454,85 @@ class AMILST(ClusterMixin, BaseEstimator):
         rank = graph.rank
         self.labels_, self.refined_labels_ = domains.labels[rank], refined[rank]
         self.confidence_, self.probabilities_ = domains.confidence[rank], domains.probabilities[rank]
-        del domains, features, embedding
+        del domains, features
         self.latent_ = latent[rank]
         del latent
         self.embedding_ = array[rank]
         self.graph_, self.config_ = graph, config
+        self.seconds_ = {stage: self.seconds_[stage] for stage in _STAGES if stage in self.seconds_}
         self.n_features_in_ = np.shape(X)[1]
 
-    def _represent(
+    def _is_independent(self, config: Config, n_ranks: int, n_spots: int, device: torch.device) -> bool:
+        """Whether clustering runs beside the training: it needs nothing of it, and time is saved."""
+        cluster = config.cluster
+        return (
+            config.train.recipe == "default"
+            and cluster.cluster_on == "consensus"
+            and not cluster.network_share  # open, or zero
+            and self.callback is None
+            and n_ranks == 1
+            and n_spots <= MOST_BESIDE
+            and device.type == "cpu"
+            and n_threads() > 1
+        )
+
+    def _filtered(
         self,
-        features: torch.Tensor,
-        graph: SpatialGraph,
-        sections: np.ndarray,
-        n_sections: int,
+        unfiltered: list[torch.Tensor],
+        adjacency: SymmetricAdjacency,
         depths: np.ndarray | None,
         config: Config,
         device: torch.device,
         checkpoint: Checkpoint,
-    ) -> tuple[torch.Tensor, FittedFilter | None, np.ndarray, torch.Tensor]:
-        """Filtered and corrected features (N, C), the filter, z (N, ·), and what is to be clustered (N, ·).
-
-        The features given are in the caller's order; all that is returned is in the graph's, as it is from here to the
-        results.
-        """
-        features = features[torch.from_numpy(graph.order).to(features.device)].to(device)
-        adjacency: SymmetricAdjacency | None = graph.normalized(device)
-        fitted_filter: FittedFilter | None = None
-        if config.train.recipe == "default":
-            unfiltered = [features]
-            del features  # the filter lets go of them as soon as they are standardized
-            with self._timed("filter", device):
-                features, fitted_filter = checkpoint.stage(
-                    "filter",
-                    lambda: fit_denoise(
-                        unfiltered.pop(),
-                        adjacency,  # type: ignore[arg-type]
-                        config.filter.noise_band,
-                        depth=None if depths is None else torch.from_numpy(depths),
-                        depth_floor=config.filter.depth_floor,
-                        seed=stage_seed(self.seed, "filter"),
-                    ),
-                    lambda done: {"features": done[0].cpu().numpy(), "filter": done[1].to_arrays()},
-                    lambda arrays: (
-                        torch.from_numpy(arrays["features"]).to(device),
-                        FittedFilter.from_arrays(arrays["filter"]),
-                    ),
-                )
-            del unfiltered
-        if graph.n_spots > config.train.batch_size:  # tiles have their own
-            adjacency = None
-        features = self._without_section_effect(features, sections, n_sections, config, device, checkpoint)
-        with self._timed("train", device):
-            self.network_, self.history_, latent, embedding = checkpoint.stage(
-                "train",
-                lambda: self._train(features, graph, adjacency, config, device),
-                lambda done: {
-                    "network": arrays_of(done[0]),
-                    "history": done[1],
-                    "latent": done[2],
-                    "embedding": None if done[3] is features else done[3].cpu().numpy(),
-                },
+    ) -> tuple[torch.Tensor, FittedFilter]:
+        """Features (N, C) after the filter, and the filter; ``unfiltered``, a list of one, is emptied."""
+        with self._timed("filter", device):
+            return checkpoint.stage(
+                "filter",
+                lambda: fit_denoise(
+                    unfiltered.pop(),
+                    adjacency,
+                    config.filter.noise_band,
+                    depth=None if depths is None else torch.from_numpy(depths),
+                    depth_floor=config.filter.depth_floor,
+                    seed=stage_seed(self.seed, "filter"),
+                ),
+                lambda done: {"features": done[0].cpu().numpy(), "filter": done[1].to_arrays()},
                 lambda arrays: (
+                    torch.from_numpy(arrays["features"]).to(device),
+                    FittedFilter.from_arrays(arrays["filter"]),
+                ),
+            )
+
+    def _trained(
+        self,
+        features: torch.Tensor,
+        graph: SpatialGraph,
+        adjacency: SymmetricAdjacency | None,
+        config: Config,
+        device: torch.device,
+        checkpoint: Checkpoint,
+        decide_share: Callable[[], float] | None,
+    ) -> _Networks:
+        """The share of the network, and the network."""
+        share = config.cluster.network_share
+        if share is None:
+            share = 0.0
+            if decide_share is not None:
+                with self._timed("network share", device):
+                    share = decide_share()
+        with self._timed("train", device):
+            return checkpoint.stage(
+                "train",
+                lambda: self._train(features, graph, adjacency, config, share, device),
+                lambda done: {
+                    "network": arrays_of(done.network),
+                    "history": done.history,
+                    "latent": done.latent,
+                    "embedding": None if done.embedding is features else done.embedding.cpu().numpy(),
+                },
+                lambda arrays: _Networks(
+                    share,
                     network_of(
                         arrays["network"],
                         features.shape[1],
@@ -504,7 +546,6 @@ class AMILST(ClusterMixin, BaseEstimator):
                     else torch.from_numpy(arrays["embedding"]).to(device),
                 ),
             )
-        return features, fitted_filter, latent, embedding
 
     def _train(
         self,
@@ -512,9 +553,9 @@ class AMILST(ClusterMixin, BaseEstimator):
         graph: SpatialGraph,
         adjacency: SymmetricAdjacency | None,
         config: Config,
+        share: float,
         device: torch.device,
-    ) -> tuple[AMILSTNetwork, dict[str, list[float]], np.ndarray, torch.Tensor]:
-        """The trained network, its losses, z (N, M · (n_f + n_g)), and what is to be clustered (N, ·)."""
+    ) -> _Networks:
         trainer = TRAINERS[config.train.recipe](
             features,
             graph,
@@ -524,14 +565,48 @@ class AMILST(ClusterMixin, BaseEstimator):
             seed=stage_seed(self.seed, "train"),
             device=device,
         )
-        share = config.cluster.network_share if config.cluster.cluster_on == "consensus" else None
-        result = trainer.run(self.callback, reconstruct=bool(share))
+        mixed = config.cluster.cluster_on == "consensus" and share > 0
+        result = trainer.run(self.callback, reconstruct=mixed)
         latent = result.latent.flatten(1)
         embedding = latent if config.cluster.cluster_on == "latent" else features
         if result.reconstruction is not None:
             # the z of different networks have different axes, but their reconstructions can be averaged
-            embedding = torch.lerp(features, result.reconstruction, share or 0.0)
-        return result.network.cpu(), result.history, latent.cpu().numpy(), embedding
+            embedding = torch.lerp(features, result.reconstruction, share)
+        return _Networks(share, result.network.cpu(), result.history, latent.cpu().numpy(), embedding)
+
+    def _clustered(
+        self, embedding: torch.Tensor, config: Config, device: torch.device, checkpoint: Checkpoint
+    ) -> Domains:
+        """The domains; sets their number and, if it was not given, how it was chosen."""
+        with self._timed("cluster", device):
+            seed = stage_seed(self.seed, "cluster")
+            n_domains, self.selection_ = self.n_domains, None
+            if n_domains is None:
+                self.selection_ = select_n_domains(
+                    embedding.cpu().numpy(),
+                    config=config.cluster,
+                    seed=seed,
+                    device=device,
+                    callback=_tried,
+                    checkpoint=checkpoint,
+                )
+                n_domains = self.selection_.n_domains
+                runners_up = ", ".join(map(str, self.selection_.runners_up))
+                logger.info("%d domains chosen; runners-up: %s", n_domains, runners_up)
+            self.n_domains_ = int(n_domains)
+            return checkpoint.stage(
+                "cluster",
+                partial(
+                    find_domains,
+                    embedding,
+                    self.n_domains_,
+                    config.cluster,
+                    seed=seed,
+                    device=device,
+                    checkpoint=checkpoint,
+                ),
+                unpack=Domains.from_fields,
+            )
 
     def _without_section_effect(
         self,

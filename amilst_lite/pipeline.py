@@ -176,8 +176,8 @@ def identify_domains(
             SpatialGraph.from_arrays,
         )
         graphed = time.perf_counter()
-        depth = share = fitted_preparation = None
-        prepared = decided = graphed
+        depth = fitted_preparation = None
+        prepared = graphed
         if representation is None:
             begin("prepare")
             counts = counts_of(adata)
@@ -207,23 +207,29 @@ def identify_domains(
                 },
                 lambda arrays: _stored_preparation(arrays, adata.var_names, config),
             )
-            prepared = decided = time.perf_counter()
-            if _share_is_open(config):
-                begin("network share")
-                share = checkpoint.stage(
-                    "share",
-                    lambda: network_share(
-                        counts, graph, config, genes=genes, seed=stage_seed(seed, "share"), device=resolved
-                    ),
-                    unpack=lambda fields: ShareEvidence(**fields),
-                )
-                model.settings = {**settings, "network_share": share.share}
-                decided = time.perf_counter()
+            prepared = time.perf_counter()
         else:
             features = representation
-        model.fit(
-            features, coordinates=coordinates, sample=sample, graph=graph, depth=depth, checkpoint=checkpoint
-        )
+        evidence: list[ShareEvidence] = []
+
+        def decide_share() -> float:
+            found = checkpoint.stage(
+                "share",
+                lambda: network_share(
+                    counts, graph, config, genes=genes, seed=stage_seed(seed, "share"), device=resolved
+                ),
+                unpack=lambda fields: ShareEvidence(**fields),
+            )
+            evidence.append(found)
+            return found.share
+
+        model._fit(
+            features, coordinates, sample, graph, depth, checkpoint,
+            decide_share if representation is None and _share_is_open(config) else None,
+        )  # fmt: skip
+        share = evidence[0] if evidence else None
+        if share is not None:
+            model.settings = {**settings, "network_share": share.share}
         if model.fitted_ is not None:
             model.fitted_ = model.fitted_.with_input(fitted_preparation, use_rep)
 
@@ -247,7 +253,6 @@ def identify_domains(
             "seconds": {
                 "graph": graphed - start,
                 "prepare": prepared - graphed,
-                "network share": decided - prepared,
                 **model.seconds_,
                 "total": time.perf_counter() - start,
             },

@@ -8,12 +8,14 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, TypeVar
 
-__all__ = ["advance", "begin", "show_progress"]
+__all__ = ["advance", "begin", "not_shown", "show_progress"]
+
+T = TypeVar("T")
 
 logger = logging.getLogger("amilst_lite")
 
@@ -45,6 +47,15 @@ def advance(done: int, total: int) -> None:
     bars = _shown.get()
     if bars is not None:
         bars.advance(done, total)
+
+
+def not_shown(function: Callable[[], T]) -> T:
+    """The result of a function whose stages go to the log alone, such as one that runs beside another stage."""
+    token = _shown.set(None)
+    try:
+        return function()
+    finally:
+        _shown.reset(token)
 
 
 @contextmanager

@@ -7,13 +7,13 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ import torch
 from .errors import InputError
 
 __all__ = [
+    "beside",
     "check_seed",
     "limited_memory",
     "make_generator",
@@ -37,6 +38,8 @@ __all__ = [
     "use_threads",
     "versions",
 ]
+
+T = TypeVar("T")
 
 _ROWS_PER_THREAD = 50_000
 _FREE_SHARE = 0.6  # of the free memory that a run may use, unless it is told how much
@@ -226,6 +229,22 @@ def use_threads(n: int) -> None:
         torch.set_num_threads(n)
         if n != of_process:
             new_thread.submit(torch.set_num_threads, of_process).result()
+
+
+@contextmanager
+def beside(function: Callable[[], T]) -> Iterator[Callable[[], T]]:
+    """Within: the function runs in a thread of its own, with standard arithmetic and one of torch's threads.
+
+    Yields a function that waits for the result and returns it, or raises what was raised. The body is left when both
+    have ended.
+    """
+
+    def run() -> T:
+        with standard_math(), threads_for(0):
+            return function()
+
+    with ThreadPoolExecutor(1) as thread:
+        yield thread.submit(copy_context().run, run).result
 
 
 def synchronize(device: torch.device) -> None:

@@ -329,6 +329,14 @@ QUICK_RUNS = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_after_the_other():
+    """Steps in a fixed order: no clustering beside the training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimator, "n_threads", lambda: 1)
+        yield
+
+
 class Recorded(Checkpoint):
     """Keeps every step, and the names of those that were computed, in the order in which they ended."""
 
@@ -403,7 +411,7 @@ def test_every_long_step_is_kept(whole_run):
     _, finished, _, steps, complete = whole_run("chosen")
     assert kept(complete) == sorted(steps)  # no two have the same name
     tried = [f"selection-{k}" for k in finished.uns["amilst"]["selection"]["n_domains"]]
-    names = ["graph", "prepare", "share", "filter", "train", *tried, "cluster", "refine", "scores"]
+    names = ["graph", "prepare", "filter", "share", "train", *tried, "cluster", "refine", "scores"]
     assert [step for step in steps if step in names] == names
     assert (
         {f"analysis-{name}" for name in amilst.analysis.CHEAP}
@@ -412,6 +420,20 @@ def test_every_long_step_is_kept(whole_run):
     )
     assert sum(step.startswith("mixture-held-out-") for step in steps) == 3
     assert "correct" in whole_run("joint")[3]
+
+
+@pytest.mark.parametrize("lost", [(), ("train",), ("share", "train"), ("mixture", "cluster")])
+@pytest.mark.filterwarnings("ignore::amilst_lite.errors.AmilstWarning")
+def test_run_with_clustering_beside_the_training_is_continued(tmp_path, whole_run, monkeypatch, lost):
+    start, expected, _, _, complete = whole_run("chosen")
+    monkeypatch.setattr(estimator, "n_threads", lambda: 2)
+    shutil.copytree(complete, tmp_path / "checkpoint")
+    for step in lost:
+        (tmp_path / "checkpoint" / f"{step}.npz").unlink()
+    checkpoint, found = Recorded(tmp_path / "checkpoint"), start.copy()
+    amilst.identify_domains(found, checkpoint=checkpoint, **{**QUICK, **QUICK_RUNS["chosen"]})
+    same(found, expected)
+    assert sorted(checkpoint.computed) == sorted(lost)
 
 
 class Stopped(Recorded):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from sklearn.base import clone
 from sklearn.metrics import adjusted_rand_score
 
 from amilst_lite import AMILST, SpatialGraph
+from amilst_lite import estimator as module
 from amilst_lite.cluster.domains import find_domains
 from amilst_lite.cluster.shrinkage import SHARES
 from amilst_lite.config import Config
-from amilst_lite.errors import AmilstWarning, InputError, MissingExtraError
+from amilst_lite.errors import AmilstWarning, InputError, MissingExtraError, TrainingDivergedError
 from amilst_lite.spatial.spectral_filter import standardize
 
 N, K = 240, 3
@@ -298,6 +300,54 @@ def test_default_has_an_affine_decoder(section, fitted):
 
     assert type(fitted.network_.decoder) is Dense
     assert fitted.network_.decoder.weight.device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("changes", "beside"),
+    [
+        ({}, True),
+        ({"n_domains": None}, True),
+        ({"settings": {**QUICK, "network_share": 0.0}}, True),
+        ({"settings": {**QUICK, "network_share": 0.3}}, False),
+        ({"settings": {**QUICK, "cluster_on": "latent"}}, False),
+        ({"preset": "published", "settings": {"epochs": 2, "n_init": 2}}, False),
+        ({"callback": lambda *_: None}, False),  # called in the thread of the caller
+    ],
+)
+def test_clustering_beside_the_training_gives_the_same_bits(section, monkeypatch, changes, beside):
+    X, coordinates, _ = section
+    trained_in = []
+    original = AMILST._train
+    monkeypatch.setattr(
+        AMILST, "_train", lambda *args: trained_in.append(threading.get_ident()) or original(*args)
+    )
+
+    def fit(n_threads):
+        monkeypatch.setattr(module, "n_threads", lambda: n_threads)
+        model = AMILST(**{"n_domains": K, "settings": QUICK, **changes})
+        return model.fit(X, coordinates=coordinates)
+
+    first, second = fit(1), fit(2)
+    assert [thread != threading.get_ident() for thread in trained_in] == [False, beside]
+    for name in ("labels_", "refined_labels_", "probabilities_", "embedding_", "latent_"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name), err_msg=name)
+    assert first.history_ == second.history_ and first.config_ == second.config_
+    assert list(first.seconds_) == list(second.seconds_)
+
+
+def test_large_sections_are_trained_first(section, monkeypatch):
+    X, coordinates, _ = section
+    monkeypatch.setattr(module, "n_threads", lambda: 2)
+    monkeypatch.setattr(module, "MOST_BESIDE", N - 1)
+    monkeypatch.setattr(module, "beside", lambda _: pytest.fail("it ran beside"))
+    AMILST(K, settings=QUICK).fit(X, coordinates=coordinates)
+
+
+def test_training_that_diverges_beside_the_clustering(section, monkeypatch):
+    X, coordinates, _ = section
+    monkeypatch.setattr(module, "n_threads", lambda: 2)
+    with pytest.raises(TrainingDivergedError, match="of 5"):
+        AMILST(K, settings={**QUICK, "learning_rate": 1e30}).fit(X, coordinates=coordinates)
 
 
 def test_consensus_is_the_weighted_mean_of_features_and_reconstruction(section):

@@ -10,7 +10,7 @@ from importlib.machinery import ModuleSpec
 import pytest
 
 import amilst_lite as amilst
-from amilst_lite import progress
+from amilst_lite import estimator, progress
 
 QUICK = {"epochs": 20, "n_networks": 1, "n_init": 4}
 
@@ -59,12 +59,13 @@ def plain(monkeypatch, capsys):
     return so_far
 
 
-def test_every_stage_of_a_run_has_a_bar(bars, caplog):
+def test_every_stage_of_a_run_has_a_bar(bars, caplog, monkeypatch):
+    monkeypatch.setattr(estimator, "n_threads", lambda: 1)
     adata = amilst.simulate_section(120, 30, 3, seed=1)
     with caplog.at_level(logging.INFO, logger="amilst_lite"), amilst.show_progress():
         model = amilst.identify_domains(adata, seed=0, **QUICK)
     stages = [bar.desc for bar in bars]
-    expected = ["graph", "prepare", "PCA", "network share", "filter", "train", "embed", "cluster", "refine"]
+    expected = ["graph", "prepare", "PCA", "filter", "network share", "train", "embed", "cluster", "refine"]
     assert [stage for stage in expected if stage not in stages] == []
     assert all(bar.closed for bar in bars)
     train = next(bar for bar in bars if bar.desc == "train")
@@ -84,6 +85,16 @@ def test_every_stage_of_a_run_has_a_bar(bars, caplog):
     n_before = len(bars)
     amilst.identify_domains(adata, 3, **QUICK)
     assert len(bars) == n_before  # only in the body
+
+
+def test_training_beside_the_clustering_has_no_bar(bars, caplog, monkeypatch):
+    monkeypatch.setattr(estimator, "n_threads", lambda: 2)
+    adata = amilst.simulate_section(120, 30, 3, seed=1)
+    with caplog.at_level(logging.INFO, logger="amilst_lite"), amilst.show_progress():
+        amilst.identify_domains(adata, seed=0, **QUICK)
+    assert [bar.desc for bar in bars] == ["graph", "prepare", "PCA", "filter", "cluster", "refine"]
+    assert all(bar.closed for bar in bars)
+    assert {"network share", "train", "embed"} <= set(caplog.messages)  # the log has all
 
 
 def test_plain_bars_are_lines_that_are_rewritten(plain, monkeypatch):

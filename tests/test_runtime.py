@@ -1,5 +1,9 @@
 """Devices, random numbers, threads, versions and memory."""
 
+import threading
+import time
+from contextvars import ContextVar
+
 import numpy as np
 import pytest
 import torch
@@ -72,6 +76,33 @@ def test_small_work_gets_one_thread_and_the_number_comes_back():
     assert torch.get_num_threads() == before
     with runtime.threads_for(10**9):
         assert torch.get_num_threads() == before
+
+
+def test_beside_runs_in_a_thread_of_its_own():
+    variable = ContextVar("variable", default="nothing")
+    variable.set("of the caller")
+    body = threading.Event()
+
+    def function():
+        assert body.wait(30)  # the body goes on meanwhile
+        return threading.get_ident(), torch.get_num_threads(), torch.is_grad_enabled(), variable.get()
+
+    with torch.no_grad(), runtime.beside(function) as result:
+        body.set()
+        thread, n, grad, value = result()
+    assert thread != threading.get_ident() and (n, grad, value) == (1, True, "of the caller")
+
+
+def test_errors_beside_the_body():
+    def fail():
+        raise ZeroDivisionError("beside")
+
+    with pytest.raises(ZeroDivisionError, match="beside"), runtime.beside(fail) as result:
+        result()
+    ended = []
+    with pytest.raises(KeyError, match="body"), runtime.beside(lambda: time.sleep(0.2) or ended.append(1)):
+        raise KeyError("body")
+    assert ended == [1]  # nothing goes on after the body
 
 
 def test_stages_have_different_seeds():

@@ -251,8 +251,10 @@ def _identify(
 ) -> AMILST | None:
     """Write the domains into ``adata``; the model, if it can label other sections, without a copy of them."""
     from .. import pipeline
-    from ..estimator import AMILST
+    from ..estimator import AMILST, MOST_BESIDE
 
+    # a training of a second needs no bar, and without one the clustering runs beside it
+    quick = adata.n_obs <= MOST_BESIDE and options.preset == "default"
     model = pipeline.identify_domains(
         adata,
         options.n_domains,
@@ -260,7 +262,7 @@ def _identify(
         preset=options.preset,
         device=options.device,
         sample_key=options.sample_key,
-        callback=console.progress,
+        callback=None if quick else console.progress,
         checkpoint=checkpoint,
         **settings,
     )

@@ -59,18 +59,21 @@ class PrincipalAxes:
         mean = (group.sum(X.sum(0, dtype=np.float64)) / group.sum(len(X))).astype(X.dtype)
         scatter = np.zeros((X.shape[1], X.shape[1]))
         for rows in _slices(len(X)):
-            centered = X[rows] - mean
-            scatter += centered.T @ centered
+            # by torch, as in `rotate`: it uses as many threads as it is told, numpy all cores for the smallest product
+            centered = torch.from_numpy(X[rows] - mean)
+            scatter += (centered.T @ centered).numpy()
         values, vectors = np.linalg.eigh(group.sum(scatter))
         kept = np.flatnonzero(values > 1e-7 * max(values[-1], 1e-300))[::-1][:most]
         axes = vectors[:, kept]
         # signs that do not depend on the library
         axes *= np.where(np.take_along_axis(axes, np.abs(axes).argmax(0)[None], 0) < 0, -1.0, 1.0)
-        return cls(mean, axes.astype(X.dtype))
+        # in the memory order of a model from a file, on which the bits of products depend
+        return cls(mean, np.ascontiguousarray(axes, dtype=X.dtype))
 
     def rotate(self, X: np.ndarray) -> np.ndarray:
         """Rows (N, C), less the mean, on the axes: (N, D), dtype of the axes."""
-        return np.ascontiguousarray((np.asarray(X, dtype=self.mean.dtype) - self.mean) @ self.axes)
+        centered = torch.from_numpy(np.asarray(X, dtype=self.mean.dtype) - self.mean)
+        return (centered @ torch.from_numpy(self.axes)).numpy()
 
 
 @dataclass(frozen=True)

@@ -407,8 +407,8 @@ def _orthonormal(vectors: np.ndarray, values: np.ndarray) -> np.ndarray:
     # any direction is valid: the coordinate axes with the smallest entries, orthogonalized by the QR below
     unused = np.argsort(np.square(vectors).sum(1), kind="stable")[: len(weak)]
     vectors[unused, weak] = 1
-    q, r = np.linalg.qr(vectors)
-    return q * np.where(r.diagonal() < 0, -1, 1)
+    q, r = (part.numpy() for part in torch.linalg.qr(torch.from_numpy(vectors)))
+    return np.asarray(q * np.where(r.diagonal() < 0, -1, 1))
 
 
 def _scatter_times(z: _Standardized, blocks: Blocks, q: torch.Tensor) -> torch.Tensor:

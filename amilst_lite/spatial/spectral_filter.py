@@ -630,7 +630,7 @@ def _design(
     trapezoid = np.full(_GRID, np.pi / (_GRID - 1))
     trapezoid[[0, -1]] /= 2
     cosines = np.cos(orders[:, None] * grid) * trapezoid / np.pi  # (degree + 1, grid)
-    coefficients = np.empty((degree + 1, energy.shape[1]))
+    responses = np.empty((_GRID, energy.shape[1]))
     gain = np.empty(energy.shape[1])
     for column in range(energy.shape[1]):
         # in units of the noise, so that the ratio of signal to noise does not rise with frequency
@@ -638,7 +638,8 @@ def _design(
         response = np.maximum(0.0, 1.0 - noise[column] / np.maximum(ratio, 1e-30))
         total = (ratio * shape * modes).sum()
         gain[column] = (response * ratio * shape * modes).sum() / total if total > 0 else 0.0
-        coefficients[:, column] = cosines @ np.interp(grid, centers, response) * weights
+        responses[:, column] = np.interp(grid, centers, response)
+    coefficients = (torch.from_numpy(cosines) @ torch.from_numpy(responses)).numpy() * weights[:, None]
     return coefficients, gain
 
 

@@ -224,23 +224,28 @@ class _Prediction:
     def __call__(self, features: torch.Tensor, fitted_to: torch.Tensor) -> np.ndarray:
         """From ``features``, by the map fitted to ``fitted_to``: (N,), float64."""
         X, F = (
-            np.column_stack([np.ones(len(part)), part.detach().cpu().double().numpy()])
+            torch.nn.functional.pad(part.detach().cpu().double(), (1, 0), value=1.0)
             for part in (features, fitted_to)
         )
         deviance = np.empty(len(X))
         for half in (0, 1):
             fitted, rest = np.flatnonzero(self.halves == half), np.flatnonzero(self.halves != half)
-            deviance[rest] = self._of_rows(rest, X[rest], fitted, F[fitted])
+            deviance[rest] = self._of_rows(
+                rest, X[torch.from_numpy(rest)], fitted, F[torch.from_numpy(fitted)]
+            )
         return deviance
 
-    def _of_rows(self, rest: np.ndarray, X: np.ndarray, fitted: np.ndarray, F: np.ndarray) -> np.ndarray:
-        ridge = _RIDGE * np.square(F[:, 1:]).sum() * np.eye(F.shape[1])
+    def _of_rows(self, rest: np.ndarray, X: torch.Tensor, fitted: np.ndarray, F: torch.Tensor) -> np.ndarray:
+        # dense algebra by torch: threads of numpy's would disturb what runs beside this
+        ridge = _RIDGE * F[:, 1:].square().sum() * torch.eye(F.shape[1], dtype=F.dtype)
         ridge[0, 0] = 0.0  # not of the intercept
-        coefficients = np.linalg.solve(F.T @ F + ridge, np.asarray((self.expression[fitted].T @ F).T))
+        products = torch.from_numpy(np.ascontiguousarray((self.expression[fitted].T @ F.numpy()).T))
+        coefficients = torch.linalg.solve(F.T @ F + ridge, products.to(F.dtype))
         total = np.asarray(self.counts[fitted].sum(0), dtype=np.float64).ravel()
-        predicted = (self.depth[fitted] @ np.exp(F @ coefficients))[None]
-        scale = np.where(total > 0, total, 0.5) / predicted  # each gene has its total in the fitted half
-        rates = (np.exp(X @ coefficients) * scale).astype(np.float32)
+        predicted = torch.from_numpy(self.depth[fitted]) @ (F @ coefficients).exp_()
+        # each gene has its total in the fitted half
+        scale = torch.from_numpy(np.where(total > 0, total, 0.5)) / predicted
+        rates = (X @ coefficients).exp_().mul_(scale).float().numpy()
         expected = rates.sum(1, dtype=np.float64) * self.depth[rest]
         counts = self.counts[rest].tocoo()
         values = rates[counts.row, counts.col].astype(np.float64) * self.depth[rest][counts.row]
