@@ -235,16 +235,22 @@ def use_threads(n: int) -> None:
 def beside(function: Callable[[], T]) -> Iterator[Callable[[], T]]:
     """Within: the function runs in a thread of its own, with standard arithmetic and one of torch's threads.
 
-    Yields a function that waits for the result and returns it, or raises what was raised. The body is left when both
-    have ended.
+    The body has the rest of them, at least one. Yields a function that waits for the result and returns it, or raises
+    what was raised. The body is left when both have ended.
     """
+    before = n_threads()
 
     def run() -> T:
         with standard_math(), threads_for(0):
             return function()
 
     with ThreadPoolExecutor(1) as thread:
-        yield thread.submit(copy_context().run, run).result
+        result = thread.submit(copy_context().run, run).result
+        use_threads(max(1, before - 1))
+        try:
+            yield result
+        finally:
+            use_threads(before)
 
 
 def synchronize(device: torch.device) -> None:

@@ -42,6 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one restart of the mixture": {"n_init": 1},
     "no depth floor": {"depth_floor": 0.0},
     "all genes": {"n_top_genes": None},
+    "30 components": {"n_components": 30},
     "12 neighbors": {"n_neighbors": 12},
     "published normalization": {"normalization": "published"},
 }

@@ -87,9 +87,12 @@ def test_beside_runs_in_a_thread_of_its_own():
         assert body.wait(30)  # the body goes on meanwhile
         return threading.get_ident(), torch.get_num_threads(), torch.is_grad_enabled(), variable.get()
 
+    before = torch.get_num_threads()
     with torch.no_grad(), runtime.beside(function) as result:
+        assert torch.get_num_threads() == max(1, before - 1)
         body.set()
         thread, n, grad, value = result()
+    assert torch.get_num_threads() == before
     assert thread != threading.get_ident() and (n, grad, value) == (1, True, "of the caller")
 
 
