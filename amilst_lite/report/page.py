@@ -546,6 +546,8 @@ def _composition(run: _Run) -> Markup | None:
 def _analyses(run: _Run) -> Markup | None:
     parts: list[Markup] = []
     for name, frame in run.analyses.items():
+        if name == "composition":  # shown by `_domains` and `_composition`
+            continue
         title = name.replace("-", " ").replace("_", " ")
         shown = frame
         if not isinstance(frame.index, pd.RangeIndex):
@@ -589,13 +591,17 @@ def _matrix_of_pairs(frame: pd.DataFrame) -> pd.DataFrame | None:
 
 
 def _matrix_shades(frame: pd.DataFrame) -> np.ndarray | None:
-    """Shades of a matrix of numbers whose rows and columns are the same domains."""
+    """Shades of a matrix of numbers whose rows and columns are the same domains, in [-1, 1].
+
+    The largest number of two different domains has the full shade: domains touch themselves more than all others.
+    """
     rows, columns = frame.iloc[:, 0].astype(str), frame.columns[1:].astype(str)
     if len(frame) != len(columns) or set(rows) != set(columns):
         return None
     values = frame.iloc[:, 1:].to_numpy(dtype=float)
-    largest = np.nanmax(np.abs(values), initial=0.0)
-    return values / largest if largest > 0 else None
+    sizes, others = np.abs(values), rows.to_numpy()[:, None] != columns.to_numpy()
+    largest = np.nanmax(sizes, where=others, initial=0.0) or np.nanmax(sizes, initial=0.0)
+    return np.clip(values / largest, -1, 1) if largest > 0 else None
 
 
 def _scores(run: _Run) -> Markup | None:
