@@ -21,7 +21,9 @@ import torch
 from .errors import InputError
 
 __all__ = [
+    "Abandoned",
     "beside",
+    "check_needed",
     "check_seed",
     "limited_memory",
     "make_generator",
@@ -231,16 +233,31 @@ def use_threads(n: int) -> None:
             new_thread.submit(torch.set_num_threads, of_process).result()
 
 
+class Abandoned(Exception):
+    """What runs `beside` a body is not needed any more."""
+
+
+_abandoned: ContextVar[threading.Event | None] = ContextVar("amilst_lite_abandoned", default=None)
+
+
+def check_needed() -> None:
+    """Raise `Abandoned` in a function that runs `beside` a body which has failed; for long loops."""
+    event = _abandoned.get()
+    if event is not None and event.is_set():
+        raise Abandoned
+
+
 @contextmanager
 def beside(function: Callable[[], T]) -> Iterator[Callable[[], T]]:
     """Within: the function runs in a thread of its own, with standard arithmetic and one of torch's threads.
 
     The body has the rest of them, at least one. Yields a function that waits for the result and returns it, or raises
-    what was raised. The body is left when both have ended.
+    what was raised. The body is left when both have ended; if it fails, `check_needed` ends the function.
     """
-    before = n_threads()
+    before, abandoned = n_threads(), threading.Event()
 
     def run() -> T:
+        _abandoned.set(abandoned)
         with standard_math(), threads_for(0):
             return function()
 
@@ -249,6 +266,9 @@ def beside(function: Callable[[], T]) -> Iterator[Callable[[], T]]:
         use_threads(max(1, before - 1))
         try:
             yield result
+        except BaseException:
+            abandoned.set()
+            raise
         finally:
             use_threads(before)
 

@@ -343,6 +343,22 @@ def test_large_sections_are_trained_first(section, monkeypatch):
     AMILST(K, settings=QUICK).fit(X, coordinates=coordinates)
 
 
+def test_interrupted_clustering_ends_the_training_beside_it(section, monkeypatch):
+    X, coordinates, _ = section
+    monkeypatch.setattr(module, "n_threads", lambda: 2)
+    began = threading.Event()
+
+    def interrupt(*_, **__):
+        assert began.wait(30)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "find_domains", interrupt)
+    original = module.TRAINERS["default"]._epoch
+    monkeypatch.setattr(module.TRAINERS["default"], "_epoch", lambda self: began.set() or original(self))
+    with pytest.raises(KeyboardInterrupt):  # not after a million epochs
+        AMILST(K, settings={**QUICK, "epochs": 10**6}).fit(X, coordinates=coordinates)
+
+
 def test_training_that_diverges_beside_the_clustering(section, monkeypatch):
     X, coordinates, _ = section
     monkeypatch.setattr(module, "n_threads", lambda: 2)

@@ -107,6 +107,15 @@ def test_errors_beside_the_body():
         raise KeyError("body")
     assert ended == [1]  # nothing goes on after the body
 
+    def endless():
+        while True:
+            time.sleep(0.01)
+            runtime.check_needed()
+
+    with pytest.raises(KeyboardInterrupt), runtime.beside(endless):
+        raise KeyboardInterrupt
+    runtime.check_needed()  # of another function
+
 
 def test_stages_have_different_seeds():
     seeds = [runtime.stage_seed(0, stage) for stage in ("filter", "train", "cluster", "prepare", "share")]

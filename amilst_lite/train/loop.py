@@ -21,7 +21,7 @@ from ..nn.layers import BatchNorm
 from ..nn.model import AMILSTNetwork, BilinearDiscriminator, Generator, NetworkOutput
 from ..nn.sparse import SymmetricAdjacency
 from ..progress import advance, begin
-from ..runtime import make_generator, spawn_seeds, threads_for
+from ..runtime import check_needed, make_generator, spawn_seeds, threads_for
 from ..spatial.graph import SpatialGraph
 from .adam import Adam
 from .batches import Batch, largest_core, make_batches
@@ -307,6 +307,7 @@ class Trainer:
     def _train(self, callback: Callback | None) -> dict[str, list[float]]:
         recorder = Recorder(self.config.epochs, callback)
         for _ in range(self.config.epochs):
+            check_needed()
             recorder.add(self._epoch())
         self._calibrate()
         return recorder.history
