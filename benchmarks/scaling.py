@@ -169,8 +169,8 @@ class Watch(logging.Handler):
         self.sampler.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """A message that names a stage starts it."""
-        if record.getMessage() in STAGES:
+        """A message that names a stage starts it; what runs beside it in another thread is part of it."""
+        if record.getMessage() in STAGES and record.thread == threading.main_thread().ident:
             self.enter(record.getMessage())
 
     def enter(self, stage: str) -> None:
