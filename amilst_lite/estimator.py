@@ -93,7 +93,7 @@ class AMILST(ClusterMixin, BaseEstimator):
     device : str
         ``"auto"`` (CUDA where available), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
     callback : callable, optional
-        Called with (epoch, n_epochs, losses by name) in training.
+        Called with (epoch, n_epochs, losses by name) in training. Clustering then waits for the training.
 
     Attributes
     ----------
@@ -123,8 +123,8 @@ class AMILST(ClusterMixin, BaseEstimator):
         The settings that took effect. Those that are decided in the run are in ``evidence_``; ``network_share``
         is filled in.
     seconds_ : dict of str to float
-        Wall-clock time of each stage. Of at most 20,000 spots, "train" and "cluster" run at the same time if no
-        callback is given, the device is the CPU, and torch has several threads.
+        Wall-clock time of each stage. Of at most 20,000 spots, "cluster" runs at the same time as "network share" and
+        "train" if no callback is given, the device is the CPU, and torch has several threads.
     n_domains_ : int
         K, given or chosen.
     selection_ : Selection or None
@@ -654,7 +654,7 @@ class AMILST(ClusterMixin, BaseEstimator):
         start = time.perf_counter()
         yield
         synchronize(device)
-        self.seconds_[stage] = time.perf_counter() - start
+        self.seconds_[stage] = self.seconds_.get(stage, 0.0) + time.perf_counter() - start
 
 
 def _check_distributed(config: Config) -> None:

@@ -90,7 +90,7 @@ def identify_domains(
     use_rep : str, optional
         Matrix of ``obsm`` to use as features instead of the counts, for example ``"X_pca"``.
     callback : callable, optional
-        Called after each epoch with (epoch, n_epochs, losses by name).
+        Called after each epoch with (epoch, n_epochs, losses by name). Clustering then waits for the training.
     checkpoint : Checkpoint, optional
         Keeps the results of long stages in a folder, from which the same call continues after it was killed.
     **settings

@@ -59,7 +59,7 @@ class PrincipalAxes:
         mean = (group.sum(X.sum(0, dtype=np.float64)) / group.sum(len(X))).astype(X.dtype)
         scatter = np.zeros((X.shape[1], X.shape[1]))
         for rows in _slices(len(X)):
-            # by torch, as in `rotate`: it uses as many threads as it is told, numpy all cores for the smallest product
+            # by torch, as in `rotate`: numpy would use all cores, whatever number of threads is set
             centered = torch.from_numpy(X[rows] - mean)
             scatter += (centered.T @ centered).numpy()
         values, vectors = np.linalg.eigh(group.sum(scatter))

@@ -434,7 +434,7 @@ def _leading(matrix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         order = np.argsort(values)[::-1]
         return values[order], vectors[:, order].copy()
     if side <= 500:
-        # by torch: threads of scipy's library, which wait actively, slow down what runs beside this
+        # by torch: the threads of scipy's BLAS busy-wait and slow down what runs beside this
         values, vectors = (part.numpy() for part in torch.linalg.eigh(torch.from_numpy(matrix)))
     else:
         values, vectors = scipy.linalg.eigh(matrix, subset_by_index=[side - k, side - 1])
